@@ -1,14 +1,14 @@
 # mlxgpt: `make train` and `make test` on a new machine with Python 3.11 or later, or uv.
-# Written for what Apple ships: make 3.81 and a plain sh.
+# Works with the tools that Apple ships: make 3.81 and a plain sh.
 #
-#   make train                    Tiny Shakespeare from the hub, 5000 steps, three samples
-#   make train SOURCE=my.txt      the same on a text of your own
+#   make train                    Tiny Shakespeare from the hub, 5,000 steps, three samples
+#   make train SOURCE=my.txt      the same on your own text
 #   make train ARGS="--seed 2"    any flag of `mlxgpt train`
 #   make test                     the tests
-#   make torture                  those that break things for hours
-#   make torture PART=2/40        a fortieth of them
+#   make torture                  the slow tests, which inject faults for hours
+#   make torture PART=2/40        the second of 40 parts of them
 #   make check                    format, lint, types
-#   make report-machine           what all this does on your machine, as one file: 20 minutes
+#   make report-machine           tests and measurements of your machine in one file: 20 minutes
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,8 +40,8 @@ report-machine: dev
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
-# The stamps are newer than pyproject.toml when what it asks for is installed, so that a second
-# call installs nothing.
+# Stamp files: newer than pyproject.toml once its dependencies are installed, so that a second call
+# installs nothing.
 $(VENV)/.installed: pyproject.toml
 	@$(call make_venv)
 	@echo 'installing mlxgpt into $(VENV)'
@@ -55,8 +55,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 clean:
 	rm -rf $(VENV)
 
-# A system that MLX has wheels for. A Python of 3.11 or later with its venv (on a Mac one for Apple
-# silicon), else uv, which brings its own; else say how to get one.
+# Check that MLX has wheels for the system. Use a Python 3.11 or later with venv (on a Mac one for
+# Apple silicon), else uv, which installs one; else print how to get one.
 define make_venv
 if [ "`uname -s`" = Darwin ] && [ "`uname -m`" != arm64 ]; then \
 	echo 'mlxgpt needs a Mac with Apple silicon, and a terminal without Rosetta' >&2; \

@@ -1,10 +1,10 @@
-"""Speed of mlxgpt next to PyTorch, transformers, mlx-lm, nanoGPT and datasets at the same tasks:
-training, generation, learning, and data preparation. Takes half an hour or more.
+"""Compare the speed of mlxgpt with PyTorch, transformers, mlx-lm, nanoGPT and datasets: training,
+generation, learning and data preparation. Takes half an hour or more.
 
     pip install -e '.[baselines]'
-    python benchmarks/compare_baselines.py [--tier 1] [--nanogpt DIR] [--out DIR]
+    python benchmarks/compare_baselines.py [--tier 1] [--nanogpt DIR] [--output DIR]
 
-Writes JSON and Markdown into benchmarks/reports. What is not installed is left out.
+Writes JSON and Markdown to benchmarks/reports. Libraries that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger("baselines")
 
-# The smallest model in nanoGPT's README, for a MacBook's CPU.
+# The smallest config in nanoGPT's README, for a MacBook's CPU.
 NANOGPT_CPU_CONFIG = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 
 
 def select_models(tier: int | None) -> list[BenchmarkModel]:
-    """The models to measure: one tier or both, nanoGPT's smallest in training, and GPT-2's size in
+    """Models to measure: one tier or both, nanoGPT's CPU config in training, and GPT-2 124M in
     generation.
     """
     tiers = [
@@ -60,23 +60,24 @@ INSTALL_COMMAND = "pip install -e '.[baselines]'"
 
 
 def main(argv: list[str] | None = None, settings: BenchmarkSettings = DEFAULT_SETTINGS) -> int:
-    """Measure, write the report, and return the exit code."""
+    """Run the benchmarks, write the report, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tier", type=int, choices=(1, 2), help="only this tier")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="your checkout of nanoGPT")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path(__file__).with_name("reports")
+        "--output", type=Path, metavar="DIR", default=Path(__file__).with_name("reports")
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
         frameworks, missing = installed_frameworks(args.nanogpt)
-        args.out.mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
     except UserError as error:
         problem, remedy = error.problem, error.remedy
     except OSError as error:
-        problem, remedy = f"cannot write {args.out}: {error.strerror}", "choose another: --out DIR"
+        problem = f"cannot write {args.output}: {error.strerror}"
+        remedy = "choose another folder: --output DIR"
     else:
         if missing:
             names = ", ".join(missing)
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None, settings: BenchmarkSettings = DEFAULT_SE
         models = select_models(args.tier)
         results = run_tasks(models, frameworks, nanogpt=args.nanogpt, settings=settings)
         comparison = Comparison(date, machine, tuple(results))
-        paths = write_comparison(comparison, args.out)
+        paths = write_comparison(comparison, args.output)
         print(render_markdown(comparison))
         logger.info(f"written to {paths[0]} and {paths[1].name}")
         return 0

@@ -1,5 +1,5 @@
-"""False positive rate of `mlxgpt compare --until-decided`, and how many seeds it needs to detect a
-difference: simulated, with the rule's own code.
+"""Simulate the false positive rate of `mlxgpt compare --until-decided`, and the number of seeds it
+needs to detect a difference.
 
 python benchmarks/false_alarms.py [--simulations 10000]
 """
@@ -20,7 +20,7 @@ NoiseSampler = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def run_sequential_test(deltas: list[float], alpha: float, min_effect: float) -> tuple[int, bool]:
-    """Number of seeds after which the rule stops, and whether it then reports a difference."""
+    """Number of seeds after which the test stops, and whether it then reports a difference."""
     for seeds in range(MIN_SEEDS, len(deltas) + 1):
         if sequential.is_decided(deltas[:seeds], alpha, min_effect):
             break
@@ -37,8 +37,8 @@ def simulate_comparison(
     difference: float,
     min_effect: float,
 ) -> tuple[float, bool]:
-    """Compare some variants with a baseline: the mean number of seeds per variant, and whether any
-    was reported as different. The baseline's noise is in all the differences.
+    """Compare several variants with a baseline: returns the mean number of seeds per variant, and
+    whether any was reported as different. All differences share the baseline's noise.
     """
     results = sample_noise(rng, (variants + 1, MAX_SEEDS))
     alpha = sequential.per_look_alpha(variants, MAX_SEEDS)
@@ -51,7 +51,7 @@ def simulate_comparison(
 
 
 def standard_error(rate: float, count: int) -> float:
-    """The standard error of a rate estimated from `count` simulations."""
+    """Standard error of a rate estimated from `count` simulations."""
     return math.sqrt(rate * (1 - rate) / count)
 
 
@@ -66,7 +66,7 @@ NOISE_SAMPLERS: dict[str, NoiseSampler] = {
 
 
 def main() -> None:
-    """Simulate, and print the rates."""
+    """Run the simulations and print the rates."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--simulations", type=int, default=10_000)
     count = parser.parse_args().simulations
@@ -83,7 +83,7 @@ def main() -> None:
             for low, high in intervals
         )
     rate = false_alarms / count
-    print(f"95 % intervals, looked at after each of {MIN_SEEDS} to {MAX_SEEDS} seeds:")
+    print(f"95% intervals, checked after each of {MIN_SEEDS} to {MAX_SEEDS} seeds:")
     print(f"  false alarms {rate:.4f} ± {standard_error(rate, count):.4f}\n")
 
     print("the rule, no difference: false alarms among all variants, and seeds of each")
@@ -100,14 +100,14 @@ def main() -> None:
                     f"± {standard_error(rate, count):.4f}  {mean_seeds:5.1f} seeds"
                 )
 
-    print("\nthe rule, one variant, a difference of so many standard deviations of a single result")
+    print("\nthe rule, one variant; difference in standard deviations of a single result")
     for difference in (0.5, 1.0, 2.0, 4.0):
         comparisons = [
             simulate_comparison(rng, NOISE_SAMPLERS["normal"], 1, difference, 0.0)
             for _ in range(count // 5)
         ]
         mean_seeds, rate = np.mean(comparisons, axis=0)
-        print(f"  {difference}  seen {rate:.3f}  {mean_seeds:5.1f} seeds")
+        print(f"  {difference}  detected {rate:.3f}  {mean_seeds:5.1f} seeds")
 
 
 if __name__ == "__main__":

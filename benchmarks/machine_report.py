@@ -1,11 +1,11 @@
-"""Check, measure and train on this machine, and write one Markdown report: for Macs and GPUs.
+"""Check, benchmark and train on this machine, and write one Markdown report, for Macs and GPUs.
 
-    make report-machine [SOURCE=my.txt] [ARGS="--out DIR --skip tests"]
+    make report-machine [SOURCE=my.txt] [ARGS="--output DIR --skip tests"]
 
-Takes some twenty minutes: the self-check, the speed of both tiers, a short run of Tier 1, the same
-killed and resumed, and the tests. Each part runs in processes of its own, and the file is written
-after each part, so that an error or Ctrl-C loses no other part. Exit code 1 if a part failed, 2 if
-the report could not start, 130 if it was stopped.
+Takes about 20 minutes: self-check, benchmarks of both tiers, a short run of Tier 1, the same run
+killed and resumed, and the tests. Each part runs in separate processes, and the report is written
+after each part, so that an error or Ctrl-C does not lose the other parts. Exit code 1 if a part
+failed, 2 if the report could not start, 130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Workspace:
     """A temporary folder with the report's data and runs.
 
     Attributes:
-        home: the folder, MLXGPT_HOME of all commands.
-        source: the text to train on; None for Tier 1's own.
+        home: the folder, used as MLXGPT_HOME by all commands.
+        source: text file to train on; None for Tier 1's dataset.
         train_args: arguments of every `mlxgpt train`.
         pytest_args: arguments of pytest.
         max_steps: length of each training run.
-        machine: set by the first measurement.
+        machine: set by the first benchmark.
     """
 
     home: Path
@@ -86,8 +86,8 @@ class Workspace:
     def start_process(
         self, command: Sequence[str], environment: dict[str, str]
     ) -> Iterator[tuple[subprocess.Popen[bytes], Path, Path]]:
-        """Start a process in the checkout, and yield it with the files of its output and errors; at
-        the end it and all its children are killed.
+        """Start a process in the checkout, and yield it with the files of its stdout and stderr. On
+        exit, the process and its children are killed.
         """
         stdout_path, stderr_path = self.home / "output", self.home / "errors"
         with stdout_path.open("wb") as stdout, stderr_path.open("wb") as stderr:
@@ -108,12 +108,12 @@ class Workspace:
             process.wait()
 
     def run_mlxgpt(self, *command: str) -> Any:
-        """Run a command of mlxgpt and return the JSON that it prints."""
+        """Run an mlxgpt command with `--json`, and return its parsed output."""
         exit_codes = (0, 1) if command[0] == "check" else (0,)
         return json.loads(self.run(*MLXGPT_COMMAND, *command, "--json", exit_codes=exit_codes))
 
     def train_command(self, name: str) -> list[str]:
-        """Arguments that train the run `name` on the same text as the other runs."""
+        """Arguments that train the run `name` with the same settings as the other runs."""
         source = ["--source", str(self.source)] if self.source else []
         interval = str(max(1, self.max_steps // 4))
         steps = ["--max-steps", str(self.max_steps), "--log-interval", "10"]
@@ -130,7 +130,7 @@ class Workspace:
         return records
 
     def list_checkpoints(self, name: str) -> list[Path]:
-        """A run's checkpoints, the newest last."""
+        """Checkpoints of a run, newest last."""
         return sorted((self.home / "runs" / name / "checkpoints").glob("step-*"))
 
     def checkpoint_digest(self, name: str) -> str:
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None, workspace: Workspace | None = None) 
     """Write a report, and return the exit code."""
     parser = argparse.ArgumentParser(prog="report-machine", description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, metavar="FILE", help="a text to train on")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "benchmarks/reports")
+    parser.add_argument("--output", type=Path, metavar="DIR", default=ROOT / "benchmarks/reports")
     parser.add_argument(
         "--skip",
         nargs="+",
@@ -155,25 +155,25 @@ def main(argv: Sequence[str] | None = None, workspace: Workspace | None = None) 
         help=", ".join(REPORT_PARTS),
     )
     args = parser.parse_args(argv)
-    # All stop it as Ctrl-C does. A shell ignores SIGINT for background jobs, and the tests need it.
+    # All act like Ctrl-C. Shells ignore SIGINT for background jobs, but the tests need it.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)
     try:
         macos.check_apple_silicon()
         with macos.prevent_sleep(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
             workspace = workspace or Workspace(Path(folder).resolve())
-            args.out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=args.out).close()
+            args.output.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=args.output).close()
             if args.source:  # copied under another name, so that the report does not show it
                 workspace.source = workspace.home / f"text{args.source.suffix}"
                 shutil.copyfile(args.source, workspace.source)
             parts = [part for part in REPORT_PARTS if part not in args.skip]
-            return write_report(workspace, args.out, parts)
+            return write_report(workspace, args.output, parts)
     except UserError as error:
         problem, remedy = error.problem, error.remedy
     except OSError as error:
-        problem = f"cannot use {error.filename or args.out}: {error.strerror}"
-        remedy = "choose another text or folder: --source FILE --out DIR"
+        problem = f"cannot use {error.filename or args.output}: {error.strerror}"
+        remedy = "choose another text or folder: --source FILE --output DIR"
     print(f"report-machine: {problem}\n  → {remedy}", file=sys.stderr)
     return 2
 
@@ -209,13 +209,13 @@ def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> in
 
 
 def file_stem(workspace: Workspace, date: str) -> str:
-    """The report's file name without extension, as 2026-11-22-m1-max-machine."""
+    """File name of the report without extension, such as 2026-11-22-m1-max-machine."""
     machine = workspace.machine
     return f"{report.report_slug(Measurement(date, machine, ())) if machine else date[:10]}-machine"
 
 
 def render_report(workspace: Workspace, date: str, results: dict[str, PartResult]) -> str:
-    """The whole report as Markdown."""
+    """Render the whole report as Markdown."""
     machine = workspace.machine
     lines = [f"# mlxgpt on {machine.chip if machine else 'this machine'}, {date[:10]}", ""]
     if machine and machine.backend == "cpu":
@@ -243,7 +243,7 @@ def redact(text: str) -> str:
     with contextlib.suppress(KeyError):  # a container may have no name for its user
         replacements.append((pwd.getpwuid(os.getuid()).pw_name, "USER"))
     for private_name, placeholder in replacements:
-        # Whole names only, since "jan" is in "January", and none that are common words.
+        # Only whole words, since "jan" is in "January", and no common words.
         common_words = ("root", "runner", "user", "mac", "localhost")
         if len(private_name) > 2 and private_name.lower() not in common_words:
             pattern = rf"(?<![^\W\d_]){re.escape(private_name)}(?![^\W\d_])"
@@ -286,7 +286,7 @@ def train_uninterrupted(workspace: Workspace) -> PartResult:
 
 def kill_and_resume(workspace: Workspace) -> PartResult:
     """Kill a training run, resume it, and compare its checkpoint with the uninterrupted run's. On a
-    GPU their bits may differ if those of two uninterrupted runs do.
+    GPU, the bits may differ if those of two uninterrupted runs also do.
     """
     command = workspace.train_command("killed")
     killed_step = kill_after_step(workspace, command, workspace.max_steps * 6 // 10)
@@ -307,8 +307,8 @@ def kill_and_resume(workspace: Workspace) -> PartResult:
 
 
 def kill_after_step(workspace: Workspace, command: Sequence[str], step: int) -> int:
-    """Start the run `killed`, kill it after `step` and a checkpoint, and return the last step that
-    it logged.
+    """Start the run `killed`, kill it once it has reached `step` and saved a checkpoint, and return
+    the last step that it logged.
     """
 
     def last_logged_step() -> int:
@@ -327,14 +327,14 @@ def kill_after_step(workspace: Workspace, command: Sequence[str], step: int) -> 
 def run_tests(workspace: Workspace) -> PartResult:
     """Run the checkout's tests."""
     command = (sys.executable, "-m", "pytest", *workspace.pytest_args)
-    # In a wide terminal, where pytest does not truncate the reasons of failures.
+    # A wide terminal keeps pytest from truncating the reasons of failures.
     lines = workspace.run(*command, exit_codes=(0, 1), COLUMNS="400").splitlines()
     failed = [f"    {line}" for line in lines if line.startswith(("FAILED ", "ERROR "))]
     return not failed, lines[-1].strip("= "), failed
 
 
 def last_line(text: str) -> str:
-    """The last line of an output that is neither empty nor a remedy."""
+    """Last line of an output that is neither empty nor a remedy."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("  →")]
     return lines[-1].strip() if lines else "no output"
 

@@ -1,9 +1,9 @@
-"""Measure how long the HTML report of a very long run takes, and how large it is.
+"""Measure the time and size of the HTML report of a very long run.
 
     python benchmarks/pages.py RUN
 
-A copy of the run gets 100,000 records and 1,000 long samples; its report is rendered in a fresh
-process, three times, in turn with the report of the unchanged run.
+Renders the reports of an unchanged copy of the run and of one with 100,000 records and 1,000 long
+samples, alternately and three times each, in new processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROUNDS = 3
 
 
 def main(run: Path) -> None:
-    """Measure, and print a line for each report."""
+    """Measure and print one line per report."""
     with tempfile.TemporaryDirectory() as folder:
         long_run, short_run = Path(folder, "long"), Path(folder, "short")
         for run_copy in (long_run, short_run):
@@ -40,7 +40,7 @@ RECORD_COUNT = 100_000
 
 
 def write_long_history(run: Path) -> None:
-    """Replace a run's metrics and samples with many made-up ones."""
+    """Replace a run's metrics and samples with many synthetic ones."""
     with (run / "metrics.jsonl").open("w") as file:
         for n in range(1, RECORD_COUNT + 1):
             record = {

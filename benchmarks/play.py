@@ -1,6 +1,7 @@
-"""How quickly the page of `mlxgpt play` answers, measured in a Chromium, as a person would have it:
-from the click to the first character; from pointing at a token to what is shown of it; frames a
-second while a text streams in. Needs the extra `browser`, and a run.
+"""Measure the latency and frame rate of the web UI of `mlxgpt play` in Chromium.
+
+Latencies: from the click on Generate to the first token, and from hovering over a token to its
+details. Needs the extra `browser` and a run.
 
     python benchmarks/play.py RUN [--runs-dir DIR]
 """
@@ -22,7 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 
 @contextmanager
 def serve_run(args: list[str]) -> Iterator[str]:
-    """Serve the page while the context lasts, and yield its address."""
+    """Run `mlxgpt play` within this context and yield its URL with the key."""
     command = [sys.executable, "-m", "mlxgpt", "play", "--no-browser", "--port", "0", *args]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -32,7 +33,7 @@ def serve_run(args: list[str]) -> Iterator[str]:
             process.terminate()
 
 
-# Resolves to the milliseconds from a click or hover to the frame that shows its result.
+# Resolves to the milliseconds from a click or hover to the frame that shows the result.
 LATENCY_SCRIPT = """(action) => new Promise((resolve) => {
   const start = performance.now();
   const observer = new MutationObserver(() => {
@@ -49,21 +50,25 @@ REPEATS = 20
 
 
 def first_token_latency(page: Page) -> float:
-    """Milliseconds from the click to the first new token on the screen."""
-    page.evaluate("document.querySelector('#story').replaceChildren()")
-    action = {"click": True, "target": "#go", "until": "#story .token:not(.given)"}
+    """Milliseconds from the click to the first new token on screen."""
+    page.evaluate("document.querySelector('#generated-text').replaceChildren()")
+    action = {
+        "click": True,
+        "target": "#generate-button",
+        "until": "#generated-text .token:not(.prompt)",
+    }
     latency = page.evaluate(LATENCY_SCRIPT, action)
-    page.wait_for_selector("#stop:disabled", timeout=600_000)
+    page.wait_for_selector("#stop-button:disabled", timeout=600_000)
     return float(latency)
 
 
 def hover_latencies(page: Page, text_id: str, panel: str, count: int) -> list[float]:
-    """Milliseconds from pointing at a token to what is shown of it, for some tokens.
+    """Milliseconds from hovering over a token to its details on screen, for REPEATS tokens.
 
     Args:
         text_id: id of the element with the tokens.
-        panel: selector of the element that shows the result.
-        count: number of children that the complete result has.
+        panel: selector of the element that shows the details.
+        count: number of children of the panel when the details are complete.
     """
     latencies = []
     for n in range(REPEATS):
@@ -74,28 +79,31 @@ def hover_latencies(page: Page, text_id: str, panel: str, count: int) -> list[fl
     return latencies
 
 
-# Resolves to the times of all animation frames while a text is generated.
+# Resolves to the times of all animation frames during generation, in milliseconds.
 FRAME_TIMES_SCRIPT = """() => new Promise((resolve) => {
   const times = [];
   const next = (now) => {
     times.push(now);
-    if (document.querySelector("#stop").disabled) resolve(times); else requestAnimationFrame(next);
+    if (document.querySelector("#stop-button").disabled) resolve(times);
+    else requestAnimationFrame(next);
   };
-  document.querySelector("#go").click();
+  document.querySelector("#generate-button").click();
   requestAnimationFrame(next);
 })"""
 
 
 def measure_page(page: Page) -> dict[str, Any]:
-    """All latencies and the gaps between frames, in milliseconds."""
+    """Measure all latencies and the intervals between frames, in milliseconds."""
     page.fill("#max-tokens", "60")
     latencies = {"first character": [first_token_latency(page) for _ in range(REPEATS)]}
-    latencies["alternatives of a token"] = hover_latencies(page, "story", "#alternatives", 10)
-    page.click("#tab-inside")
+    latencies["alternatives of a token"] = hover_latencies(
+        page, "generated-text", "#alternatives", 10
+    )
+    page.click("#tab-inspect")
     page.wait_for_selector("#lens tbody tr")
-    latencies["logit lens of a token"] = hover_latencies(page, "seen", "#lens tbody", 2)
-    latencies["neighbours of a token"] = hover_latencies(page, "seen", "#neighbours", 10)
-    page.click("#tab-write")
+    latencies["logit lens of a token"] = hover_latencies(page, "inspected-text", "#lens tbody", 2)
+    latencies["neighbors of a token"] = hover_latencies(page, "inspected-text", "#neighbors", 10)
+    page.click("#tab-generate")
     page.fill("#max-tokens", "1000")
     times = page.evaluate(FRAME_TIMES_SCRIPT)
     frame_gaps = [b - a for a, b in itertools.pairwise(times)]
@@ -103,7 +111,7 @@ def measure_page(page: Page) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("run")
     parser.add_argument("--runs-dir")
@@ -115,7 +123,7 @@ def main() -> None:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("body[data-ready]")
-        print(page.text_content("#facts"))
+        print(page.text_content("#run-info"))
         measurements = measure_page(page)
         frame_gaps = measurements.pop("gaps between frames")
         print("\n| milliseconds | first | median | largest |\n|---|---|---|---|")

@@ -1,12 +1,12 @@
-"""Compare two checkouts: results of short runs, ids of generated texts, speed and peak memory.
+"""Compare two checkouts: weights of short runs, generated text, speed and peak memory.
 
-    python benchmarks/same_bits.py OLD NEW             # hashes of four runs and of their texts
-    python benchmarks/same_bits.py OLD NEW --rounds 9  # and times, the checkouts taking turns
+    python benchmarks/same_bits.py OLD NEW             # hashes of four runs and their samples
+    python benchmarks/same_bits.py OLD NEW --rounds 9  # also times, in alternating order
 
-OLD and NEW are folders of checkouts; each runs its own copy of this file, in this Python. A hash
-is of the final parameters and the optimizer's state ("values" takes -0.0 for +0.0), or of the
-texts. Ratios are old / new, so above 1 the new one is faster; the lower bound is that of the median
-at 95 % by the sign test. If other programs use the processor as well, trust the CPU time.
+OLD and NEW are folders of checkouts; each runs its own copy of this file with this Python. Hashes
+are of the final parameters and optimizer state ("values" treats -0.0 as +0.0), or of the samples.
+Ratios are old / new, so above 1 the new checkout is faster; the lower bound is of the median, at
+95% by the sign test. If other programs use the CPU as well, trust the CPU time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS_PER_ROUND = 5
-TIMED_TOKENS = 100  # of a text
+TIMED_TOKENS = 100  # per sample
 SAMPLE_COUNTS = (1, 8, 64)
 SMALL_SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32}
 SMALL_TIER_2_SHAPE = {"n_layer": 3, "n_embd": 288, "n_head": 4, "block_size": 256, "batch_size": 4}
@@ -33,11 +33,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tier 1 modern": ("modern", {"vocab_size": 65}),
     "small tier 2": ("classic", {"vocab_size": 2048, **SMALL_TIER_2_SHAPE}),
 }
-COMMON_SETTINGS: dict[str, Any] = {"dtype": "float32", "source": "storybook"}
+COMMON_SETTINGS: dict[str, Any] = {"dtype": "float32", "source": "synthetic"}
 
 
 class Worker:
-    """Answers questions about the checkout that this process imports."""
+    """Runs and times the code of the checkout that this process imports."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -45,8 +45,8 @@ class Worker:
         self._models: dict[str, Any] = {}
 
     def train(self, name: str, recipe: str, changes: dict[str, Any]) -> dict[str, str]:
-        """Hashes of a short run's last checkpoint."""
-        import mlxgpt  # before mlx, so that its own BLAS serves MLX
+        """Train a short run, and return hashes of its last checkpoint."""
+        import mlxgpt  # before mlx, so that MLX uses the BLAS it loads
 
         import mlx.core as mx  # isort: skip
         import numpy as np
@@ -75,7 +75,7 @@ class Worker:
         return hashes
 
     def generate(self, name: str, samples: int, tokens: int) -> dict[str, Any]:
-        """The hash of some texts of a run's model, and milliseconds a token."""
+        """Hash of samples from a run's model, and milliseconds per token."""
         import mlxgpt
 
         import mlx.core as mx  # isort: skip
@@ -91,7 +91,7 @@ class Worker:
         }
 
     def time_step(self, name: str) -> dict[str, Any]:
-        """Milliseconds of a training step."""
+        """Milliseconds per training step."""
         from mlxgpt.config import toml
 
         import mlx.core as mx  # isort: skip
@@ -115,13 +115,13 @@ class Worker:
 
 
 class Clock:
-    """Measures from when it was made."""
+    """Measures wall time, CPU time and peak memory since it was created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def __call__(self, times: int) -> dict[str, float]:
-        """Milliseconds for each of some times, and peak memory in MB."""
+        """Milliseconds per repetition of `times` repetitions, and peak memory in MB."""
         import mlx.core as mx
 
         return {
@@ -132,7 +132,7 @@ class Clock:
 
 
 class Checkout:
-    """A process that runs a checkout's code."""
+    """A child process that runs the code of a checkout."""
 
     def __init__(self, folder: str, scratch: str) -> None:
         self._process = subprocess.Popen(
@@ -144,7 +144,7 @@ class Checkout:
         )
 
     def ask(self, *question: Any) -> dict[str, Any]:
-        """The answer of a Worker's method to some arguments."""
+        """Call a method of the process's Worker, given as (name, *arguments)."""
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps(question), file=self._process.stdin, flush=True)
@@ -152,7 +152,7 @@ class Checkout:
 
 
 def lower_bound(ratios: list[float]) -> float:
-    """Of the median, at 95 %, one-sided (sign test): the k-th smallest of n."""
+    """One-sided 95% lower bound of the median (sign test): the k-th smallest of n ratios."""
     n, k, tail = len(ratios), 0, 0.5 ** len(ratios)
     total = tail
     while total <= 0.05:
@@ -163,7 +163,7 @@ def lower_bound(ratios: list[float]) -> float:
 
 
 def compare_times(name: str, rounds: int, checkouts: list[Checkout], *question: Any) -> None:
-    """Ask all in turn, and print the medians."""
+    """Time the checkouts in alternating order, and print the medians."""
     answers = []
     for n in range(rounds + 1):
         order = 1 if n % 2 else -1

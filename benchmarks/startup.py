@@ -1,6 +1,6 @@
 """Measure startup time: `mlxgpt --help`, and `mlxgpt generate` to its first character.
 
-python benchmarks/startup.py RUN      a run's folder; medians of seven after one warm-up
+python benchmarks/startup.py RUN      RUN is a run's folder; prints medians of 7 after one warmup
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPEATS = 7
 
 
 def main() -> None:
-    """Measure, and print a line for each command."""
+    """Measure and print one line per command."""
     mlxgpt_command = [sys.executable, "-m", "mlxgpt"]
     commands = {
         "python -c pass": [sys.executable, "-c", "print()"],

@@ -1,16 +1,15 @@
-"""mlxgpt: train a GPT from nothing on your own Mac, understand it, and keep it.
+"""mlxgpt: train a small GPT from scratch with MLX, inspect it, and generate text.
 
-The public names, each also a command of `mlxgpt`:
+Public functions, each also a command of `mlxgpt` (in parentheses where the names differ):
 
     prepare, train, compare, import_model (import), export, generate, evaluate,
     appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, report, play,
     benchmark (bench)
 
-and `stream`, a text of `generate` piece by piece, and `load`, which gives a model to keep.
+Also `stream`, which yields generated text piece by piece, and `load`, which returns a model.
 
-They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
-Packages and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training`
-its package.
+Functions are imported on first use, so that `import mlxgpt` and `mlxgpt --help` are fast.
+`mlxgpt.train` is the function, `mlxgpt.training` its package.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""The public functions, one for each command: `mlxgpt.train` is `mlxgpt.api.train`.
+"""Public API: one function per command; `mlxgpt.train` is `mlxgpt.api.train`.
 
-Each is defined in the package it belongs to. Folders are resolved by config/resolve.py. Each raises
-UserError for what a user can fix.
+Each function is defined in the package it belongs to, and raises UserError for problems that the
+user can fix. Folder arguments are resolved by config/resolve.py.
 """
 
 from mlxgpt.bench.benchmark import benchmark, benchmark_distributed

@@ -1,4 +1,4 @@
-"""A run's model in memory: read, verified and compiled once; to generate, score and inspect."""
+"""`mlxgpt.load`, `generate` and `stream`: a run's model in memory, compiled once."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedModel:
-    """A trained model and its tokenizer, as `mlxgpt.load` returns it.
+    """A trained model with its tokenizer, returned by `mlxgpt.load`: generates, scores, inspects.
 
     Attributes:
-        run: whose model it is.
-        step: updates that it was trained for.
-        tokenizer: between texts and ids.
+        run: run of the model.
+        step: training step of the checkpoint.
+        tokenizer: the run's tokenizer.
     """
 
     def __init__(self, run: Run, model: GPT, step: int) -> None:
@@ -59,15 +59,15 @@ class LoadedModel:
         self._compiled = CompiledModel(model, run.tokenizer.vocab_size)
 
     def generate(self, prompt: str | Sequence[str] = "", **sampling: Any) -> GenerationOutput:
-        """Continue a prompt, or several in one batch, each as if it were alone; on a GPU up to
-        rounding. Logs what the model does not read of long texts.
+        """Continue one or more prompts, in batches, which do not affect the texts (on a GPU up to
+        rounding). Logs if texts are longer than the model's context.
 
         Args:
-            prompt: the beginning; empty: a text from its own beginning.
-            sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
+            prompt: text to continue, or several; an empty one generates a new text.
+            sampling: fields of config.SamplingParams, such as `temperature=0.7, seed=1`.
 
         Raises:
-            UserError: if a prompt has characters that the tokenizer lacks, or there is none.
+            UserError: if there is no prompt, or the tokenizer cannot encode one.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -80,8 +80,8 @@ class LoadedModel:
         return stream.result
 
     def stream(self, prompt: str = "", **sampling: Any) -> TextStream:
-        """A prompt's continuation, as it is generated: iterate over it for its pieces, which do not
-        repeat the prompt; its `result` is then that of `generate`.
+        """Stream a prompt's continuation: iterate over the returned stream for pieces of text,
+        without the prompt; afterwards its `result` is the output of `generate`.
         """
         params = _parse_single_sample_params(sampling)
         return TextStream(self._compiled, self.tokenizer, [prompt], params, bos=self.run.bos)
@@ -94,12 +94,12 @@ class LoadedModel:
         alternatives: int = 0,
         **sampling: Any,
     ) -> Iterator[TokenOutput]:
-        """A prompt's continuation, token by token; see `generate`.
+        """Continue a prompt, and yield each generated token; see `generate`.
 
         Args:
-            prompt: a text, or ids, as they are.
-            sample_index: which one of several samples it is, from 0 on.
-            alternatives: how many of the likeliest tokens come with each one.
+            prompt: text, or token ids, which are used unchanged.
+            sample_index: index of the sample among several of the same prompt, from 0.
+            alternatives: how many of the most likely tokens to return with each token.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt)
         params = _parse_single_sample_params(sampling)
@@ -113,11 +113,11 @@ class LoadedModel:
         )
 
     def score(self, ids: Sequence[int], alternatives: int = 0) -> Iterator[list[ScoredToken]]:
-        """Log-probabilities of all ids but the first, each after at most a block of those before
-        it, in portions.
+        """Yield lists of log-probabilities of all ids but the first, each given at most block_size
+        preceding ids.
 
         Args:
-            alternatives: how many of the most likely tokens to return for each place.
+            alternatives: how many of the most likely tokens to return for each position.
 
         Raises:
             UserError: if an id is not in the vocabulary, or a log-probability is not finite.
@@ -127,15 +127,15 @@ class LoadedModel:
             yield from self._scorer(valid_ids, alternatives)
 
     def encode(self, prompt: str) -> np.ndarray:
-        """A prompt's ids, int64 [T], begun as the model saw texts begin."""
+        """Encode a prompt as ids, int64 [T], with the start token if the model uses one."""
         ids = encode_prompt(prompt, self.tokenizer)
         return prepend_bos(ids, self.tokenizer, self.run.bos)
 
     def next_token_probs(
         self, ids: Sequence[int], count: int = 10, **sampling: Any
     ) -> tuple[TopTokens, np.ndarray]:
-        """What may follow some ids: the `count` likeliest tokens with their probabilities, and what
-        settings of sampling leave of each.
+        """Next-token probabilities after `ids`: the `count` most likely tokens with the model's
+        probabilities, and their probabilities under the sampling parameters.
         """
         valid_ids, params = self.check_ids(ids), config.parse_sampling_params(sampling)
         logits = self._compiled.next_token_logits(valid_ids)
@@ -144,10 +144,11 @@ class LoadedModel:
     def trace_forward(
         self, ids: Sequence[int], disabled_heads: Iterable[tuple[int, int]] = ()
     ) -> ForwardTrace:
-        """See inside, as the model reads ids; the last ones, where the block holds no more.
+        """Run a forward pass over the last block_size ids, and record attention weights, residual
+        stream and logits.
 
         Args:
-            disabled_heads: (layer, head) of heads that are left out.
+            disabled_heads: (layer, head) of heads whose output is set to zero.
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
@@ -157,15 +158,15 @@ class LoadedModel:
             )
 
     def find_neighbors(self, id: int, count: int = 10) -> TopTokens:
-        """The tokens with the embeddings most like one's, and the cosine between them."""
+        """Find the `count` tokens with the nearest embeddings, with their cosine similarities."""
         (valid_id,) = self.check_ids([id])
         return self._neighbors.find_nearest(int(valid_id), count)
 
     def check_ids(self, ids: Sequence[int]) -> np.ndarray:
-        """Ids, int64 [T], all of which the tokenizer gives.
+        """Check that ids are in the tokenizer's vocabulary, and convert them to int64 [T].
 
         Raises:
-            UserError: if there is another one, or none at all.
+            UserError: if there are no ids, or one is out of range.
         """
         id_array = np.asarray(ids, dtype=np.int64)
         if not id_array.size:
@@ -176,10 +177,10 @@ class LoadedModel:
         return id_array
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of what follows each of ids[T] or ids[B, T]: float32 [T, V] or [B, T, V].
+        """Logits at each position of ids[T] or ids[B, T]; float32 [T, V] or [B, T, V].
 
         Raises:
-            UserError: if there are more than the block holds, or one beyond the vocabulary.
+            UserError: if T is 0 or exceeds block_size, or an id is out of range.
         """
         id_array = np.asarray(ids, dtype=np.int32)
         block, V = self.run.config.model.block_size, self.run.config.model.vocab_size
@@ -192,10 +193,10 @@ class LoadedModel:
         return logits if id_array.ndim == 2 else logits[0]
 
     def loss(self, text: str) -> Evaluation:
-        """How well the model predicts a text, each token from at most a block before it.
+        """Evaluate the model's loss over a text, in non-overlapping windows of block_size tokens.
 
         Raises:
-            UserError: if the text is of fewer than two tokens.
+            UserError: if the text has fewer than two tokens.
         """
         return self._evaluate(encode_prompt(text, self.tokenizer))
 
@@ -225,7 +226,7 @@ class LoadedModel:
         return execution.PerThreadFunction(partial(quantized.make_frozen_eval_step, self._model))
 
 
-QUANTIZATION_EVAL_TOKENS = 20_000  # validation tokens to measure the loss of quantization on
+QUANTIZATION_EVAL_TOKENS = 20_000  # validation tokens, to measure the effect of quantization
 
 
 def load(
@@ -236,12 +237,12 @@ def load(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> LoadedModel:
-    """Load a run's model. Logs which checkpoint it is, and the loss of quantization.
+    """Load a run's model. Logs the checkpoint, and validation loss before and after quantization.
 
     Args:
-        run: name or folder; default: the newest that has a checkpoint.
+        run: name or folder; default: the newest run with a checkpoint.
         checkpoint: `best`, `newest` or a step.
-        quantize: bits a weight, 16, 8 or 4; default: 32.
+        quantize: bits per weight, 16, 8 or 4; default: 32.
     """
     if quantize is not None and quantize not in quantized.QUANTIZATION_BITS:
         raise UserError(f"cannot quantize to {quantize} bits per weight", "use 16, 8 or 4.")
@@ -277,13 +278,13 @@ def generate(
     data_dir: PathLike | None = None,
     **sampling: Any,
 ) -> GenerationOutput:
-    """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
+    """Continue one or more prompts with a run's model. To generate repeatedly, `load` it once.
 
     Args:
         prompt, sampling: see LoadedModel.generate.
         run, checkpoint, quantize: see `load`.
     """
-    config.parse_sampling_params(sampling)  # what cannot be is refused before a model is read
+    config.parse_sampling_params(sampling)  # check parameters before loading the model
     model = load(
         run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
     )
@@ -300,7 +301,7 @@ def stream(
     data_dir: PathLike | None = None,
     **sampling: Any,
 ) -> TextStream:
-    """As `generate`, one text piece by piece; see LoadedModel.stream."""
+    """Stream one text; arguments as in `generate`, result as in LoadedModel.stream."""
     config.parse_sampling_params(sampling)
     model = load(
         run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
@@ -316,7 +317,7 @@ def _parse_single_sample_params(sampling: dict[str, Any]) -> SamplingParams:
 
 
 def _load_val_ids(run: Run, data_dir: Path) -> np.ndarray | None:
-    """Ids of a run's validation text, where it is at hand."""
+    """Ids of a run's validation split, or None if its data folder is not available."""
     if not run.data_name or not is_prepared(data_dir / run.data_name):
         return None
     return open_run_dataset(run, data_dir).val.ids

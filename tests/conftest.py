@@ -1,4 +1,4 @@
-"""What tests share: a tiny model's config, a little text, a finished run, the real texts."""
+"""Shared fixtures: a tiny model config, a small text, a finished run, the real datasets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# An M5's GPU and CUDA round float32 products to TF32, except those of a single row, so that a text
-# in a batch is not the text alone. Set before MLX multiplies anything, as in MLX's own tests.
+# M5 GPUs and CUDA round float32 matmuls to TF32, except those of a single row, so that batched and
+# single results would differ. Set before the first matmul, as in MLX's own tests.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from mlxgpt import api
@@ -31,8 +31,8 @@ from tests.helpers.training_runs import Recorder
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in the tests and in the programs they start, also where they inherited it as
-    ignored: under `nohup`, and as a background job of a script. A handler is reset in a child.
+    """Make Ctrl-C work in tests and their child processes, even if SIGINT was inherited as ignored
+    (under `nohup` or in a background job). Child processes reset the handler.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", default="1/1", help="N/M: every M-th test, from the N-th on")
 
 
-@pytest.hookimpl(trylast=True)  # after those that -m leaves out
+@pytest.hookimpl(trylast=True)  # after -m has deselected tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     first, stride = map(int, config.getoption("--part").split("/"))
     selected = items[first - 1 :: stride]
@@ -57,7 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Escape logged names that are not UTF-8, which no report passes on between processes."""
+    """Escape logged names that are not UTF-8, which xdist cannot pass between processes."""
     report = yield
     report.sections = [
         (name, content.encode("utf-8", "backslashreplace").decode())
@@ -66,14 +66,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-# Other work on the same machine is no failure.
+# Slow examples on a busy machine are not failures.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
-    """What mlxgpt logs during a test, line by line."""
+    """Lines that mlxgpt logs during a test."""
     lines: list[str] = []
     with capture_log_lines(lines.append):
         yield lines
@@ -103,19 +103,19 @@ TINY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def tiny() -> Config:
-    """A model that trains in milliseconds, with everything on. Its vocabulary is not set."""
+    """A tiny config that trains in milliseconds, with all features on; no vocabulary size."""
     return config_from_tree(TINY)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny: Config) -> Config:
-    """The same with a vocabulary, for what needs no data."""
+    """The tiny config with a vocabulary size, for tests that need no data."""
     return override_config(tiny, {"vocab_size": 19, "dtype": "float32"})
 
 
 @pytest.fixture(scope="session")
 def text() -> str:
-    """Words in random order, 2,000 characters; every one of them is in the first half."""
+    """2,000 characters of words in random order; the first half contains all of them."""
     words = ["to be", "or not", "the rain", "in Spain", "falls,", "mainly.\n", "ÄÖÜ", "plain"]
     draw = random.Random(0)
     return (" ".join(words) + " " + " ".join(draw.choices(words, k=400)))[:2000]
@@ -130,7 +130,7 @@ def text_file(tmp_path: Path, text: str) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder with its own data/ and runs/."""
+    """An empty current folder without MLXGPT_HOME, for data/ and runs/."""
     monkeypatch.delenv("MLXGPT_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -138,7 +138,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
-    """A folder with one finished run, `runs/done`, and its data. Not to be changed."""
+    """Folder with one finished run, `runs/done`, and its data. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     source = folder / "words.txt"
     source.write_text(text, encoding="utf-8")
@@ -150,7 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -
 
 @pytest.fixture
 def place(home: Path, trained: Path, text_file: Path) -> Path:
-    """Where a person works: words.txt, and a finished run of it."""
+    """Current folder with words.txt, its dataset, and a finished run."""
     shutil.copytree(trained / "runs", home / "runs")
     shutil.copytree(trained / "data", home / "data")
     return home
@@ -158,13 +158,13 @@ def place(home: Path, trained: Path, text_file: Path) -> Path:
 
 @pytest.fixture
 def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No self-check before a training."""
+    """Skip the self-check before training."""
     monkeypatch.setattr(selfcheck, "run_self_check", lambda config: iter([]))
 
 
 @pytest.fixture(scope="session")
 def real_texts() -> Path:
-    """The folder of real texts that MLXGPT_TEXTS names."""
+    """The folder of real datasets that MLXGPT_TEXTS names."""
     folder = os.environ.get("MLXGPT_TEXTS")
     if not folder:
         pytest.skip("MLXGPT_TEXTS names no folder of real texts")
@@ -173,7 +173,7 @@ def real_texts() -> Path:
 
 @pytest.fixture(scope="session")
 def gpt2(real_texts: Path) -> BPETokenizer:
-    """GPT-2's own encoding; from here on `bpe.gpt2()` has it."""
+    """GPT-2's tokenizer, loaded from the cache among the real datasets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(real_texts / "tiktoken-cache"))
         return bpe.load_gpt2_tokenizer()
@@ -181,7 +181,7 @@ def gpt2(real_texts: Path) -> BPETokenizer:
 
 @pytest.fixture(scope="session")
 def shakespeare(real_texts: Path) -> Path:
-    """The real Tiny Shakespeare."""
+    """The real Tiny Shakespeare dataset."""
     return real_texts / "shakespeare" / "input.txt"
 
 

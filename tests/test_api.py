@@ -19,7 +19,7 @@ from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.model.stats import count_parameters
 
 
-def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
+def test_public_names_are_callable_after_importing_every_module() -> None:
     code = (
         "import importlib, pkgutil, mlxgpt\n"
         "for module in pkgutil.walk_packages(mlxgpt.__path__, 'mlxgpt.'):\n"
@@ -32,7 +32,9 @@ def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
         mlxgpt.fly  # noqa: B018
 
 
-def test_from_text_to_text_in_python(home: Path, text_file: Path, tiny: Config) -> None:
+def test_prepare_train_generate_and_evaluate_from_python(
+    home: Path, text_file: Path, tiny: Config
+) -> None:
     dataset = mlxgpt.prepare(text_file)
     assert dataset.folder == Path("data/words")
     summary = mlxgpt.train(config=tiny, source=text_file, run="r")
@@ -45,7 +47,7 @@ def test_from_text_to_text_in_python(home: Path, text_file: Path, tiny: Config) 
     assert all(check.ok is not False for check in mlxgpt.check(config=tiny))
 
 
-def test_eval_of_another_text_is_eval_of_its_tokens(trained: Path, text: str) -> None:
+def test_evaluating_a_file_equals_evaluating_its_tokens(trained: Path, text: str) -> None:
     val = trained / "val.txt"
     val.write_text(text[int(len(text) * 0.9) :], encoding="utf-8")
     folders: dict[str, Any] = {"runs_dir": trained / "runs", "data_dir": trained / "data"}
@@ -53,7 +55,7 @@ def test_eval_of_another_text_is_eval_of_its_tokens(trained: Path, text: str) ->
     assert by_source == api.evaluate(**folders)
 
 
-def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
+def test_evaluate_requires_the_dataset_of_the_run(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the dataset of done is not in") as error:
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path)
     assert "--source" in error.value.remedy
@@ -64,13 +66,15 @@ def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path / "data")
 
 
-def test_eval_of_several_texts_with_a_run_of_single_ones(trained: Path, tmp_path: Path) -> None:
+def test_single_document_run_cannot_evaluate_several_documents(
+    trained: Path, tmp_path: Path
+) -> None:
     (tmp_path / "two.txt").write_text("to be<|endoftext|>or not")
     with pytest.raises(UserError, match="was trained on a single document"):
         api.evaluate(source=[tmp_path / "two.txt"], runs_dir=trained / "runs")
 
 
-def test_a_run_of_many_texts_ends_them_and_judges_their_ends(home: Path, tiny: Config) -> None:
+def test_evaluate_counts_the_end_of_text_of_each_document(home: Path, tiny: Config) -> None:
     stories = "<|endoftext|>".join(f"story {n} ends.\n" for n in range(300))
     Path("stories.txt").write_text(stories)
     api.train(config=tiny, source="stories.txt", run="s")
@@ -82,14 +86,25 @@ def test_a_run_of_many_texts_ends_them_and_judges_their_ends(home: Path, tiny: C
     assert api.generate("story", max_tokens=3).texts[0].startswith("story")
 
 
-def test_info_counts_parts_that_make_the_whole() -> None:
+@pytest.mark.parametrize("settings", [{"tier": 1}, {"config": "gpt2-124m"}, {"n_layer": 2}])
+def test_info_refuses_a_run_with_settings(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="cannot be combined"):
+        api.info(run="mine", **settings)
+
+
+def test_info_refuses_settings_without_a_config() -> None:
+    with pytest.raises(UserError, match="no config given"):
+        api.info(n_layer=2)
+
+
+def test_info_parameter_counts_add_up_to_the_total() -> None:
     info = api.info(tier=1)
     assert info.parameters["all"] == count_parameters(info.config.model) <= 1_100_000
     assert sum(info.parameters.values()) == 2 * info.parameters["all"]
     assert info.training_tokens == 5000 * 16 * 128
 
 
-def test_the_self_contained_run_generates_anywhere(trained: Path, tmp_path: Path) -> None:
+def test_copied_run_folder_generates_the_same_text(trained: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(trained / "runs" / "done", tmp_path / "mine"))
     copied = api.generate("to", run=str(moved), seed=1, max_tokens=9, runs_dir=tmp_path / "none")
     original = api.generate("to", seed=1, max_tokens=9, runs_dir=trained / "runs")
@@ -109,18 +124,18 @@ def test_a_benchmark_is_measured_and_written(
     monkeypatch.setattr(
         report, "write_benchmark_report", lambda measured, folder: (measured, folder)
     )
-    result: Any = api.benchmark(out=tmp_path / "a" / "b")
+    result: Any = api.benchmark(output=tmp_path / "a" / "b")
     assert result == ("measured", ("measured", tmp_path / "a" / "b"))
     assert names == ["tier1", "tier2"]
-    api.benchmark(tier=2, out=tmp_path)
+    api.benchmark(tier=2, output=tmp_path)
     assert names.pop() == "tier2"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        api.benchmark(out=tmp_path / "file")
+        api.benchmark(output=tmp_path / "file")
     assert len(names) == 2, "before minutes of measuring"
 
 
-def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_tokenizer_depends_on_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int, bool]] = []
 
     def prepare(request: PrepareRequest, *_: Any) -> None:
@@ -143,9 +158,7 @@ def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
         api.prepare("a.txt", tokenizer="char", vocab_size=500)
 
 
-def test_nanogpts_arrays_are_trained_on_as_they_are(
-    home: Path, tiny: Config, gpt2: BPETokenizer
-) -> None:
+def test_training_on_nanogpt_arrays(home: Path, tiny: Config, gpt2: BPETokenizer) -> None:
     Path("arrays").mkdir()
     for split, count in (("train", 60), ("val", 9)):
         stream = "".join(f"Story {n} ends.\0" for n in range(count))
@@ -159,7 +172,7 @@ def test_nanogpts_arrays_are_trained_on_as_they_are(
     assert evaluation.loss == pytest.approx(summary.val_loss, rel=1e-5)
 
 
-def test_tier_1_is_what_was_promised() -> None:
+def test_tier_1_config() -> None:
     name, config = resolve_config(tier=1)
     assert name == "tier1"
     assert config.train.max_steps == 5000

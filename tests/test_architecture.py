@@ -1,4 +1,4 @@
-"""Imports run one way: from the command line down to the settings, and never in a circle."""
+"""Check the package structure: import direction, cycles, test layout and file references."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-# From the top down. A module imports only what is listed below it; in a package, also the package's
-# other modules.
+# Layers from top to bottom. A module imports only from layers below it and from its own package.
 ORDER = (
     "__main__",
     "cli",
@@ -44,7 +43,7 @@ SOURCES = ROOT / "mlxgpt"
 
 
 def find_modules() -> dict[str, Path]:
-    """Every module but the package itself, by its name without `mlxgpt.`."""
+    """Map each module's name, without `mlxgpt.`, to its path; the package itself is left out."""
     paths = {}
     for path in SOURCES.rglob("*.py"):
         parts = path.relative_to(SOURCES).with_suffix("").parts
@@ -54,9 +53,7 @@ def find_modules() -> dict[str, Path]:
 
 
 def iter_imports(source: str, module_names: set[str]) -> Iterator[str]:
-    """The modules that a module imports, wherever in it; mlxgpt itself (its version) is left out,
-    since Python has it before any of them.
-    """
+    """Yield the mlxgpt modules that a module imports anywhere, except `mlxgpt` itself."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -83,7 +80,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def find_upward_imports(graph: dict[str, set[str]]) -> list[str]:
-    """The imports that do not run down."""
+    """Return the imports from a lower layer to a higher one."""
     violations = []
     for module, imports in graph.items():
         package = module.split(".")[0]
@@ -94,14 +91,14 @@ def find_upward_imports(graph: dict[str, set[str]]) -> list[str]:
     return violations
 
 
-def test_imports_run_down() -> None:
+def test_no_layer_imports_from_a_higher_layer() -> None:
     assert {module.split(".")[0] for module in find_modules()} == set(ORDER), (
         "every module is listed"
     )
     assert find_upward_imports(import_graph()) == []
 
 
-def test_imports_run_in_no_circle() -> None:
+def test_no_circular_imports() -> None:
     graphlib.TopologicalSorter(import_graph()).prepare()
 
 
@@ -115,19 +112,19 @@ def test_imports_run_in_no_circle() -> None:
         ("utils.errors", "from mlxgpt import config"),
     ],
 )
-def test_an_import_that_runs_up_is_found(module: str, line: str) -> None:
+def test_upward_import_is_detected(module: str, line: str) -> None:
     module_names = set(find_modules())
     (violation,) = find_upward_imports({module: set(iter_imports(line, module_names))})
     assert violation.startswith(f"{module} imports ")
 
 
-# Packages that compute as this device does, and must not know which one it is.
+# Packages whose code must not depend on the device.
 DEVICE_NEUTRAL = ("training", "evaluation", "inference", "model")
 
 
 def find_cpu_imports(graph: dict[str, set[str]]) -> list[str]:
-    """The imports of `backend.cpu` outside of `backend`. The package itself, which is not in the
-    graph, loads BLAS before MLX.
+    """Return imports of `backend.cpu` outside `backend`. mlxgpt/__init__.py, which loads BLAS
+    before MLX, is not in the graph.
     """
     return [
         f"{module} imports {target}"
@@ -137,7 +134,7 @@ def find_cpu_imports(graph: dict[str, set[str]]) -> list[str]:
     ]
 
 
-def test_only_backend_knows_the_cpu() -> None:
+def test_only_backend_imports_backend_cpu() -> None:
     assert find_cpu_imports(import_graph()) == []
 
 
@@ -150,14 +147,14 @@ def test_only_backend_knows_the_cpu() -> None:
         "from mlxgpt.backend import cpu",
     ],
 )
-def test_an_import_of_the_cpus_is_found(package: str, line: str) -> None:
+def test_import_of_backend_cpu_is_detected(package: str, line: str) -> None:
     module_names = set(find_modules())
     (module, *_) = sorted(name for name in module_names if name.startswith(f"{package}."))
     (violation,) = find_cpu_imports({module: set(iter_imports(line, module_names))})
     assert violation.startswith(f"{module} imports backend.cpu")
 
 
-def test_a_circle_is_found() -> None:
+def test_circular_import_is_detected() -> None:
     lines = {"data.tokenizers.bpe": "from mlxgpt.data import token_array", "data.token_array": ""}
     circle = lines | {"data.token_array": "from mlxgpt.data.tokenizers.bpe import gpt2"}
     for sources, error in ((lines, None), (circle, graphlib.CycleError)):
@@ -174,7 +171,7 @@ def test_a_circle_is_found() -> None:
             sorter.prepare()
 
 
-# Packages whose distribution has another name.
+# Packages whose distribution name differs.
 DISTRIBUTIONS = {"harper": "harper_py", "markdown_it": "markdown_it_py", "tiktoken_ext": "tiktoken"}
 
 
@@ -194,7 +191,7 @@ def test_imported_packages_are_declared() -> None:
     assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 
 
-def test_only_the_command_line_draws() -> None:
+def test_only_cli_imports_rich() -> None:
     for name, path in find_modules().items():
         if name.split(".")[0] != "cli":
             source = path.read_text()
@@ -203,7 +200,7 @@ def test_only_the_command_line_draws() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_says_what_is_in_it(package: str) -> None:
+def test_packages_have_a_docstring_and_no_exports(package: str) -> None:
     tree = ast.parse((SOURCES / package / "__init__.py").read_text())
     docstring = ast.get_docstring(tree)
     assert docstring
@@ -214,11 +211,11 @@ def test_a_package_says_what_is_in_it(package: str) -> None:
 
 
 def test_tests_mirror_the_packages() -> None:
-    """A module's tests lie in its package's folder, under its name."""
+    """A module's tests are in the folder of its package and named after it."""
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(PACKAGES) <= folders
     module_names = set(find_modules())
-    # Of several modules.
+    # Tests that cover several modules.
     exceptions = {
         "contract",
         "damage",
@@ -232,20 +229,20 @@ def test_tests_mirror_the_packages() -> None:
     for package in PACKAGES:
         for path in (ROOT / "tests" / package).glob("test_*.py"):
             words = path.stem.removeprefix("test_").split("_")
-            names = {"_".join(words[: n + 1]) for n in range(len(words))}  # or a part of its tests
+            names = {"_".join(words[: n + 1]) for n in range(len(words))}  # NAME or NAME_TOPIC
             assert names & exceptions or {f"{package}.{name}" for name in names} & module_names, (
                 path.name
             )
 
 
-def test_files_that_are_named_exist() -> None:
-    """In the documents, by their path; in a docstring or comment of a module, after "see"."""
+def test_referenced_files_exist() -> None:
+    """Check paths in the documents, and files after "see" in the modules."""
     files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
     mentions = [
         (path, name)
         for path in documents
-        if path.name != "CHANGELOG.md"  # which names former files
+        if path.name != "CHANGELOG.md"  # it names files that no longer exist
         for name in re.findall(r"(?:mlxgpt|tests|benchmarks)/[\w/]+\.py", path.read_text())
     ]
     for path in find_modules().values():
@@ -255,13 +252,13 @@ def test_files_that_are_named_exist() -> None:
         assert any(file.endswith(f"/{name}") or file == name for file in files), (path, name)
 
 
-def test_no_import_is_in_a_docstring() -> None:
+def test_module_docstrings_contain_no_imports() -> None:
     for name, path in find_modules().items():
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert not re.search(r"^import \w+$", text, re.MULTILINE), name
 
 
-# These answer "no" or "nothing" where a path cannot be read; files.py has others, which raise.
+# These treat an unreadable path as missing; their replacements in files.py raise instead.
 NEVER_RAISING = (
     "exists",
     "lexists",
@@ -275,7 +272,7 @@ NEVER_RAISING = (
 )
 
 
-def test_what_cannot_be_read_is_never_taken_for_missing() -> None:
+def test_unreadable_paths_are_never_treated_as_missing() -> None:
     for name, path in find_modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):

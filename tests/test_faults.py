@@ -1,5 +1,5 @@
-"""Every file operation of every command fails once: a sample in `make test`, all of them in `make
-torture`. See tests/faults/sweep.py for what is accepted.
+"""Make every file operation of every command fail once: a sample in `make test`, all of them in
+`make torture`. tests/faults/sweep.py defines the accepted outcomes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.faults.sweep import (
 )
 
 SAMPLE = {"resume": 6, "prepare": 3, "export": 3, "import": 3, "runs": 3}  # cases in `make test`
-PARTS = {"train": 3, "resume": 3, "compare": 4, "prepare": 2}  # of those that take longest
+PARTS = {"train": 3, "resume": 3, "compare": 4, "prepare": 2}  # the slowest commands are split
 
 
 def count_verdicts(results: list[Result]) -> Counter[str]:
@@ -34,7 +34,7 @@ def count_verdicts(results: list[Result]) -> Counter[str]:
     return Counter(result.verdict for result in results)
 
 
-def test_some_operations_fail(tmp_path: Path) -> None:
+def test_sample_of_failing_operations(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
     rng = random.Random(seed)
@@ -68,7 +68,7 @@ DISK = "  → check the disk."
         (["mlxgpt: cannot read runs/a: Input/output error"], "unclear message"),
     ],
 )
-def test_unclear_messages_are_noticed(lines: list[str], defect: str) -> None:
+def test_unclear_messages_are_detected(lines: list[str], defect: str) -> None:
     assert find_message_defect(CASE, lines) == defect
 
 
@@ -88,7 +88,7 @@ def test_unclear_messages_are_noticed(lines: list[str], defect: str) -> None:
         ({"data/.b.new/progress.json": True}, {}, True),
     ],
 )
-def test_losses_are_noticed(before: dict[str, Any], after: dict[str, Any], lost: bool) -> None:
+def test_lost_files_are_detected(before: dict[str, Any], after: dict[str, Any], lost: bool) -> None:
     assert bool(find_loss(before, after)) == lost
 
 
@@ -98,7 +98,7 @@ def test_losses_are_noticed(before: dict[str, Any], after: dict[str, Any], lost:
     [(name, (n, PARTS.get(name, 1))) for name in COMMANDS for n in range(PARTS.get(name, 1))],
     ids=lambda value: value if isinstance(value, str) else f"{value[0] + 1}of{value[1]}",
 )
-def test_every_operation_fails(tmp_path: Path, command: str, part: tuple[int, int]) -> None:
+def test_every_failing_operation(tmp_path: Path, command: str, part: tuple[int, int]) -> None:
     with ForkServer(build_fault_library(tmp_path)) as server:
         sweep = Sweep(server, tmp_path)
         cases = sweep.cases(command)

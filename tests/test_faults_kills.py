@@ -1,5 +1,5 @@
-"""Commands that are killed, two at one instant, and file systems and clocks as rarely seen: in the
-end all is as if nothing had happened. Linux only; the long form is in `make torture`.
+"""Kills, simultaneous commands, unusual file systems and wrong clocks must not change the result.
+Linux only; `make torture` runs the long version.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run_pair(world: Workspace, name: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["train, resumed", "export --to hf"])
-def test_a_killed_command_ends_as_one_left_alone(world: Workspace, name: str) -> None:
+def test_killed_command_is_completed_by_rerunning_it(world: Workspace, name: str) -> None:
     run_kills(world, name, 2)
 
 
@@ -67,13 +67,13 @@ def test_a_thousand_kills(world: Workspace, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["export --to hf, twice", "train and generate"])
-def test_two_commands_at_one_instant(world: Workspace, name: str) -> None:
+def test_two_simultaneous_commands(world: Workspace, name: str) -> None:
     run_pair(world, name, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMAND_PAIRS)
-def test_a_thousand_pairs(world: Workspace, name: str) -> None:
+def test_a_thousand_pairs_of_simultaneous_commands(world: Workspace, name: str) -> None:
     run_pair(world, name, 77)
 
 
@@ -101,7 +101,7 @@ def test_unusual_file_operations_in_all_commands(world: Workspace, mode: str) ->
     ],
     ids=["train", "prepare", "import", "export", "report"],
 )
-def test_names_too_long_for_the_names_of_scratch_files(world: Workspace, line: str) -> None:
+def test_names_too_long_for_temporary_files(world: Workspace, line: str) -> None:
     world.reset()
     before = read_state(world.work, None)
     result = world.run(line)
@@ -114,7 +114,7 @@ def test_names_too_long_for_the_names_of_scratch_files(world: Workspace, line: s
     assert not world.find_leftovers()
 
 
-def test_a_source_with_a_name_of_255_bytes(world: Workspace) -> None:
+def test_source_with_a_name_of_255_bytes(world: Workspace) -> None:
     world.reset()
     long = f"{'a' * 251}.txt"
     shutil.copyfile(world.work / "source/my.txt", world.work / "source" / long)
@@ -123,8 +123,8 @@ def test_a_source_with_a_name_of_255_bytes(world: Workspace) -> None:
 
 
 @pytest.mark.parametrize("years", [-3, 300])
-def test_a_clock_that_was_wrong_by_years(world: Workspace, years: int) -> None:
-    """All that exists was written with another clock: the run resumes, and is listed."""
+def test_file_times_that_are_years_off(world: Workspace, years: int) -> None:
+    """All files have timestamps from another clock; the run still resumes and is listed."""
     _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
     world.reset()
     timestamp = time.time() + years * YEAR
@@ -135,18 +135,18 @@ def test_a_clock_that_was_wrong_by_years(world: Workspace, years: int) -> None:
     assert not find_differences(expected, read_state(world.work, None))
     runs = json.loads(world.run("runs --json").out)
     assert {run["name"] for run in runs} == {"done", "half"}
-    # The newest by the time of its files, whatever the clock says now.
+    # The newest run is chosen by file times, not by the current clock.
     newest = json.loads(world.run("info --json").out)["name"]
     assert newest == ("done" if years > 0 else "half")
 
 
-def test_stopped_for_a_while_a_training_ends_the_same(world: Workspace) -> None:
+def test_suspended_training_ends_with_the_same_result(world: Workspace) -> None:
     _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
     world.reset()
     server = world.servers[0]
     pid = server.start(shlex.split(KILL_COMMANDS["train, resumed"]), world.work, world.make_env({}))
     stops = 0
-    with contextlib.suppress(ProcessLookupError):  # it may end before the last one
+    with contextlib.suppress(ProcessLookupError):  # it may end before the last pause
         for pause in (0.0, 0.05, 0.1):
             time.sleep(pause)
             os.kill(pid, signal.SIGSTOP)
@@ -158,8 +158,8 @@ def test_stopped_for_a_while_a_training_ends_the_same(world: Workspace) -> None:
     assert not find_differences(expected, read_state(world.work, None))
 
 
-def test_names_that_differ_in_case_name_one_folder(world: Workspace) -> None:
-    """As in a case-insensitive folder: links stand in for the other names of a run and its data."""
+def test_names_that_differ_only_in_case_share_a_folder(world: Workspace) -> None:
+    """Simulate a case-insensitive file system: links stand in for the other spellings."""
     _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
     world.reset()
     names = ("runs/half", "runs/.half.lock", "data/my", "data/.my.lock", "source/my.txt")
@@ -176,5 +176,5 @@ def test_names_that_differ_in_case_name_one_folder(world: Workspace) -> None:
     assert result.code == 0, result.err
     for link in links:
         link.unlink(missing_ok=True)
-    # Which has the source as it was typed last.
+    # The config records the source as last typed.
     assert find_differences(expected, read_state(world.work, None)) == ["runs/half/config.toml"]

@@ -1,4 +1,4 @@
-"""Few calls lie between the command line and a compiled function, so that one can follow them."""
+"""Limit the call depth from the command line to compiled functions, so it stays easy to follow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mlxgpt.cli import main as cli
 from tests.helpers.commands import ROOT, TRAIN_ARGS
 
 PACKAGE = str(ROOT / "mlxgpt")
-TRAINING, GENERATION = 9, 8  # frames, at most
+TRAINING, GENERATION = 9, 8  # maximum number of frames
 LINE = ["generate", "to", "--run", "done", "--max-tokens", "20"]
 
 
 @pytest.fixture
 def call_chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """For each call of a compiled function on the main thread: mlxgpt's frames, from `cli.main` on
-    down to the one that calls it.
+    """Record, for each call of a compiled function on the main thread, mlxgpt's frames from
+    `cli.main` down to the caller.
     """
     recorded_chains: list[list[str]] = []
     original = mx.compile
@@ -42,7 +42,7 @@ def call_chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def frames_from_main() -> list[str]:
-    """The names of mlxgpt's functions on the stack; none if `cli.main` is not among them."""
+    """Return the mlxgpt functions on the stack; empty if `cli.main` is not among them."""
     names: list[str] = []
     frame = sys._getframe(1)
     while frame is not None:
@@ -56,10 +56,10 @@ def frames_from_main() -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--samples", "2"], ["--json"]])
-def test_generation_is_reached_in_a_few_calls(
+def test_call_depth_of_generation(
     place: Path, call_chains: list[list[str]], arguments: list[str]
 ) -> None:
-    """Prefill, sampling and decode steps; streamed, in a batch, and for a program."""
+    """Prefill, sampling and decode steps: streamed, batched, and with --json."""
     assert cli.main([*LINE, *arguments]) == 0
     assert len(call_chains) > 20
     for chain in call_chains:
@@ -67,10 +67,10 @@ def test_generation_is_reached_in_a_few_calls(
         assert len(chain) <= GENERATION, chain
 
 
-def test_a_training_step_is_reached_in_a_few_calls(
+def test_call_depth_of_a_training_step(
     home: Path, text_file: Path, no_check: None, call_chains: list[list[str]]
 ) -> None:
-    """Gradients of micro-batches, norm, and update."""
+    """Micro-batch gradients, gradient norm, and update."""
     line = [*TRAIN_ARGS, "--source", str(text_file), "--max-steps", "2"]
     assert cli.main([*line, "--gradient-accumulation-steps", "2"]) == 0
     steps = [chain for chain in call_chains if "TrainStep.__call__" in chain]

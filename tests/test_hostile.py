@@ -1,4 +1,4 @@
-"""What a stranger's files can do: be refused in one line, and nothing else."""
+"""Fuzz tests: malformed or malicious files get a clear error and do no other harm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.helpers.hostile_files import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_check")
-SPARE_BYTES = 2 << 30  # bytes of memory that a reader may take beside what is there
+SPARE_BYTES = 2 << 30  # bytes of memory that a reader may use on top of current usage
 FEW, MANY = 150, 10_000
 
 FUZZ_COUNTS = [pytest.param(FEW), pytest.param(MANY, marks=pytest.mark.slow)]
@@ -54,9 +54,9 @@ FUZZ_COUNTS = [pytest.param(FEW), pytest.param(MANY, marks=pytest.mark.slow)]
 
 @pytest.fixture(autouse=True)
 def limit_memory() -> Iterator[None]:
-    """A file of some kilobytes that asks for gigabytes does not get them."""
+    """Limit memory, so that a small file that asks for gigabytes fails."""
     statm = Path("/proc/self/statm")
-    if not statm.exists():  # a Mac takes no notice of this limit
+    if not statm.exists():  # macOS ignores this limit
         yield
         return
     used_bytes = int(statm.read_text().split()[0]) * resource.getpagesize()
@@ -67,12 +67,12 @@ def limit_memory() -> Iterator[None]:
 
 
 def fuzz(count: int, strategy: st.SearchStrategy[Any], body: Any) -> None:
-    """Call `body` with so many values; nothing but UserError may come out of it."""
+    """Call `body` with `count` generated values; it may raise only UserError."""
     read = refused = 0
 
     @settings(
         max_examples=count,
-        phases=[Phase.generate],  # a failing file is shown as it is
+        phases=[Phase.generate],  # no shrinking
         database=None,
         suppress_health_check=list(HealthCheck),
         deadline=None,
@@ -96,7 +96,7 @@ CHECKPOINT = SMALL_RUN / "checkpoints/step-0000012"
 
 
 def use_checkpoint() -> None:
-    """All that is done with a run's checkpoint."""
+    """Read a run's checkpoint in every way that mlxgpt does."""
     run = runs.open_run(SMALL_RUN)
     model, _ = loading.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
@@ -107,7 +107,7 @@ def use_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
-def test_manifests(place: Path, count: int) -> None:
+def test_fuzzed_manifests(place: Path, count: int) -> None:
     path = CHECKPOINT / "manifest.json"
     original = path.read_text()
 
@@ -131,8 +131,8 @@ def test_manifests(place: Path, count: int) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_arrays_of_a_checkpoint(place: Path, count: int, name: str) -> None:
-    """The manifest's hash is that of the changed file."""
+def test_fuzzed_checkpoint_arrays(place: Path, count: int, name: str) -> None:
+    """The manifest has the hash of the changed file."""
     original, manifest = (
         (CHECKPOINT / name).read_bytes(),
         json.loads((CHECKPOINT / "manifest.json").read_text()),
@@ -164,7 +164,7 @@ def test_arrays_of_a_checkpoint(place: Path, count: int, name: str) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("name", ["run.json", "best.json"])
-def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
+def test_fuzzed_run_json_and_best_json(place: Path, count: int, name: str) -> None:
     path = SMALL_RUN / name
     original = path.read_text()
     expected = runs.open_run(SMALL_RUN).best()
@@ -187,7 +187,7 @@ def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 stored = files.read_checksummed(path, runs.RUN_FORMAT)
                 recorded_best = {"step": int(stored["step"]), "val_loss": float(stored["val_loss"])}
-                assert str(best) == str(recorded_best)  # where NaN equals itself
+                assert str(best) == str(recorded_best)  # as strings, NaN equals itself
                 return
             assert best == expected, "what is damaged is not refused: the metrics know it"
             raise UserError("", "")
@@ -200,7 +200,7 @@ def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
-def test_configs(place: Path, count: int) -> None:
+def test_fuzzed_configs(place: Path, count: int) -> None:
     path = SMALL_RUN / "config.toml"
     original = path.read_text()
     tree = tomllib.loads(original)
@@ -237,7 +237,7 @@ def test_configs(place: Path, count: int) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_tokenizers(home: Path, count: int, kind: str) -> None:
+def test_fuzzed_tokenizers(home: Path, count: int, kind: str) -> None:
     path = home / "tokenizer.json"
     merges = [(b"a", b"b"), (b"ab", b"c"), (b" ", b"a")]
     tokenizer: Any = BPETokenizer(merges)
@@ -263,8 +263,8 @@ def test_tokenizers(home: Path, count: int, kind: str) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("name", ["meta.json", "train.bin", "val.bin"])
-def test_data_folders(place: Path, count: int, name: str) -> None:
-    """The hashes in meta.json are those of the changed arrays."""
+def test_fuzzed_data_folders(place: Path, count: int, name: str) -> None:
+    """meta.json has the hashes of the changed arrays."""
     folder = Path("data/words")
     original, meta = (folder / name).read_bytes(), json.loads((folder / "meta.json").read_text())
     del meta["seal"]
@@ -299,8 +299,8 @@ CALLS = st.sampled_from([b"cos\nmkdir\n(X\x06\0\0\0sprungtR", b"(S'sprung'\nios\
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_vocabularies_of_nanogpt(home: Path, count: int, protocol: int) -> None:
-    """Real pickles with values changed, bytes changed, or opcodes put between."""
+def test_fuzzed_nanogpt_vocabularies(home: Path, count: int, protocol: int) -> None:
+    """Real pickles with changed values, changed bytes, or inserted opcodes."""
     characters = "\n !aé日🙂"
     tree = {
         "vocab_size": len(characters),
@@ -332,8 +332,8 @@ def test_vocabularies_of_nanogpt(home: Path, count: int, protocol: int) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", "history.jsonl"])
-def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
-    """They are never refused: what cannot be read is left out."""
+def test_fuzzed_logs_of_a_run(place: Path, count: int, name: str) -> None:
+    """Logs are never refused: unreadable entries are skipped."""
     path = SMALL_RUN / name
     original = path.read_bytes()
 
@@ -357,7 +357,7 @@ def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_texts(home: Path, count: int, suffix: str) -> None:
+def test_fuzzed_source_files(home: Path, count: int, suffix: str) -> None:
     path = home / f"text{suffix}"
     rows = [{"text": "to be <|endoftext|> or"}, {"text": "Grüße"}, {"text": "日本\n🙂" * 9}]
     if suffix == ".parquet":
@@ -374,13 +374,13 @@ def test_texts(home: Path, count: int, suffix: str) -> None:
         path.write_bytes(apply_edits(original, edits))
         for text, _ in readers.read_documents(path):
             text.encode("utf-8")
-        if suffix == ".txt":  # nearly any bytes are a text
+        if suffix == ".txt":  # almost any bytes are valid text
             raise UserError("", "")
 
     fuzz(count, BYTE_EDITS, check_example)
 
 
-def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
+def test_huge_model_config_is_refused_before_building_the_model(place: Path) -> None:
     path = SMALL_RUN / "config.toml"
     path.write_text(path.read_text().replace("n_layer = 2", "n_layer = 2000000000"))
     with pytest.raises(UserError, match="different model settings"):
@@ -394,7 +394,7 @@ def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
         api.generate(run="done")
 
 
-def test_a_header_of_a_giant_is_refused(place: Path) -> None:
+def test_huge_array_header_is_refused(place: Path) -> None:
     array = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
     for text in (json.dumps({"wte.weight": array}), "[" * 100_000, "{}"):
         for length in (len(text), 1 << 62):
@@ -423,7 +423,7 @@ IMPORT_FILES = (
 
 @pytest.mark.parametrize("count", FUZZ_COUNTS)
 @pytest.mark.parametrize("name", IMPORT_FILES)
-def test_models_of_others(home: Path, count: int, name: str) -> None:
+def test_fuzzed_model_imports(home: Path, count: int, name: str) -> None:
     folder = home / "m"
     write_gpt2_folder(folder)
     weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
@@ -458,7 +458,7 @@ def test_models_of_others(home: Path, count: int, name: str) -> None:
         mx.eval(imported.parameters)
         assert imported.tokenizer.decode(imported.tokenizer.encode("once a €")) == "once a €"
         if content == original or name == "tokenizer_config.json":
-            raise UserError("", "")  # hardly any change of these matters
+            raise UserError("", "")  # most changes have no effect here
 
     edits = st.tuples(st.none(), BYTE_EDITS)
     fuzz(

@@ -1,4 +1,4 @@
-"""A full disk, another process, Ctrl-C, an output that nobody reads: nothing is lost."""
+"""A full disk, a concurrent process, Ctrl-C or a closed pipe must not lose data."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tests.helpers.commands import (
     run_program,
 )
 
-pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has its own tests
 
 
 def limit_file_size(size: int) -> Callable[[], None]:
-    """No file may grow beyond `size` bytes: as on a disk that is full, writing fails."""
+    """Limit files to `size` bytes in a child process, so that writes fail as on a full disk."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_disk_that_is_full_while_preparing(home: Path) -> None:
+def test_full_disk_while_preparing(home: Path) -> None:
     Path("my.txt").write_text("to be or not to be " * 500)
     result = run_program("prepare", "my.txt", preexec_fn=limit_file_size(10_000))
     assert result.returncode == 2
@@ -45,8 +45,8 @@ def test_a_disk_that_is_full_while_preparing(home: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [300, 2_000, 5_000])
-def test_a_disk_that_is_full_while_training(home: Path, size: int) -> None:
-    """Wherever the room ends, in metrics or in a checkpoint: what was saved can be resumed."""
+def test_full_disk_while_training(home: Path, size: int) -> None:
+    """Metrics or a checkpoint cannot be written; the run resumes from what was saved."""
     Path("my.txt").write_text("to be or not to be " * 500)
     assert run_program("prepare", "my.txt").returncode == 0
     line = [*TRAIN_ARGS, "--source", "my.txt", "--run", "a", "--log-interval", "1"]
@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_while_training(home: Path, size: int) -> None:
     assert not list(Path("runs/a").rglob(".*"))
 
 
-def test_folders_that_cannot_be_written(place: Path, capsys: Capture) -> None:
+def test_unwritable_folders_are_named(place: Path, capsys: Capture) -> None:
     Path("file").write_text("")
     for flag, line in (
         ("--runs-dir", [*TRAIN_ARGS, "--source", "data/words"]),
@@ -73,7 +73,7 @@ def test_folders_that_cannot_be_written(place: Path, capsys: Capture) -> None:
         assert "cannot write file/inside" in expect_error(capsys, *line, flag, "file/inside")
 
 
-def test_a_file_that_cannot_be_read(
+def test_unreadable_file_is_named(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deny_access(path: Path, *_: object, **__: object) -> None:
@@ -87,8 +87,8 @@ def test_a_file_that_cannot_be_read(
     assert "cannot read other.txt: Permission denied" in capsys.readouterr().err
 
 
-def test_two_processes_want_the_same_data(home: Path) -> None:
-    """Both get it, or one is told to wait; what is there in the end is whole."""
+def test_two_processes_prepare_the_same_dataset(home: Path) -> None:
+    """Both succeed, or one reports that the other is at work; the dataset is complete."""
     Path("my.txt").write_text("to be or not to be " * 20_000)
     line = [sys.executable, "-m", "mlxgpt", "prepare", "my.txt"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -103,12 +103,12 @@ def test_two_processes_want_the_same_data(home: Path) -> None:
     assert [p.name for p in Path("data").iterdir()] == ["my"]
 
 
-# Being interrupted.
+# Ctrl-C.
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and a run that nobody stopped."""
+    """Folder with a text file and a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "my.txt").write_text("to be or not to be, that is the question " * 200)
     result = run_program(*LONG_TRAIN_ARGS, cwd=folder)
@@ -120,16 +120,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.exact_bits
 def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, times: int) -> None:
-    """Wherever it hits (preparing, checking, training, saving), there is no traceback, and the
-    same command resumes to the same weights.
-    """
+    """There is no traceback, and rerunning the command resumes to the same weights."""
     shutil.copy(uninterrupted / "my.txt", home / "my.txt")
     process = subprocess.Popen(
         [sys.executable, "-m", "mlxgpt", *LONG_TRAIN_ARGS],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever starts the tests in the background has Ctrl-C ignored, and so have its children.
+        # If the tests run in the background, child processes inherit an ignored SIGINT.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr
@@ -140,7 +138,7 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
             break
     for _ in range(times):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.01)  # two signals at once are one
+        time.sleep(0.01)  # simultaneous signals would be merged
     err = "".join(lines) + process.communicate()[1]
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -152,11 +150,11 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
     assert np.fromfile(home / "data/my/train.bin", dtype="<u2").size == 7380
 
 
-# Terminals.
+# Pipes.
 
 
 def run_piped(line: str, consumer: str) -> bytes:
-    """A command whose output another one reads, or not; it must not complain."""
+    """Pipe a command into `consumer`, which may not read it all, and check that it succeeds."""
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"'{sys.executable}' -m mlxgpt {line} | {consumer}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -169,19 +167,21 @@ def run_piped(line: str, consumer: str) -> bytes:
     return result.stdout
 
 
-def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
+def test_training_continues_when_its_output_is_closed(place: Path) -> None:
     line = " ".join([*TRAIN_ARGS, "--source", "data/words", "--run", "a", "--log-interval", "1"])
     run_piped(f"{line} 2>&1", "head -1")
     assert Path("runs/a/checkpoints/step-0000004/manifest.json").exists()
 
 
-def test_a_stream_that_is_closed_early(place: Path) -> None:
+def test_generated_text_into_a_pipe_that_closes_early(place: Path) -> None:
     assert (
         len(run_piped("generate to --max-tokens 3000", "head -c 3")) == 3
-    )  # bytes: half a letter too
+    )  # bytes, so a character may be cut
 
 
 @pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])
-def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # or nothing is left for the end
+def test_output_into_a_pipe_that_is_not_read(
+    place: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # so that output is flushed at exit
     run_piped(line, "true")

@@ -1,4 +1,4 @@
-"""Runs and data folders that would lead elsewhere: nothing is read or written there."""
+"""Symbolic links and paths that lead outside a run or data folder are not followed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEP = SMALL_RUN / "checkpoints/step-0000012"
 )
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_links_and_pipes_are_refused(place: Path, what: str, kind: str) -> None:
-    """They may lead out of the run's folder, or be read for ever."""
+    """Links may lead outside the run's folder, and reading a pipe may block forever."""
     names = {"checkpoint": STEP, "checkpoints": STEP.parent, "config.toml": SMALL_RUN / what}
     path = names.get(what, STEP / what)
     path.rename("outside")
@@ -60,7 +60,7 @@ def test_links_in_a_data_folder_are_refused(place: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\nb", "x" * 256]
 )
-def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
+def test_run_cannot_name_data_outside_the_data_folder(place: Path, name: str) -> None:
     path = SMALL_RUN / "run.json"
     tree = json.loads(path.read_text())
     del tree["seal"]

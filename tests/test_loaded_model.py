@@ -22,7 +22,7 @@ from mlxgpt.storage.run import open_run
 from mlxgpt.utils.errors import UserError
 
 
-def test_a_model_is_read_once_and_writes_what_generate_does(
+def test_loaded_model_generates_like_generate_without_its_files(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("done")
@@ -38,7 +38,7 @@ def test_a_model_is_read_once_and_writes_what_generate_does(
     assert [text[:2] for text in batch.texts] == ["to", "to", "be", "be"]
 
 
-def test_logits_are_the_models(place: Path) -> None:
+def test_logits_match_the_model(place: Path) -> None:
     model = load()
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     logits = model.logits(ids)
@@ -48,10 +48,10 @@ def test_logits_are_the_models(place: Path) -> None:
     np.testing.assert_array_equal(model.logits([4, 5, 6]), model.logits(ids[1:])[0])
 
 
-def test_the_loss_of_a_text(place: Path) -> None:
+def test_loss_of_a_text_is_the_mean_token_loss(place: Path) -> None:
     model, text = load(), "to be or not"
     ids = model.tokenizer.encode(text)
-    windows = [ids[n : n + 9] for n in range(0, len(ids) - 1, 8)]  # its block is 8
+    windows = [ids[n : n + 9] for n in range(0, len(ids) - 1, 8)]  # block_size is 8
     losses = [
         float(loss)
         for window in windows
@@ -82,12 +82,12 @@ def test_the_loss_of_a_text(place: Path) -> None:
         (lambda m: load("none"), "no run named 'none'"),
     ],
 )
-def test_what_cannot_be_is_refused(place: Path, wrong, problem: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arguments_are_refused(place: Path, wrong, problem: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=problem):
         wrong(load())
 
 
-def test_its_memory_is_free_when_it_goes(place: Path) -> None:
+def test_memory_is_freed_when_the_model_is_deleted(place: Path) -> None:
     gc.collect()
     active_bytes = mx.get_active_memory()
     gc.disable()
@@ -105,7 +105,7 @@ def test_its_memory_is_free_when_it_goes(place: Path) -> None:
         gc.enable()
 
 
-def test_fewer_bits_and_what_they_cost(
+def test_quantization_reports_its_effect_on_the_loss(
     home: Path, text_file: Path, tiny: Config, no_check: None, notes: list[str]
 ) -> None:
     mlxgpt.train(config=tiny, source=text_file, run="wide", n_embd=64, max_steps=4)
@@ -123,11 +123,11 @@ def test_fewer_bits_and_what_they_cost(
     assert notes[1] == "quantized to 8 bits per weight", "no data to measure the loss on"
 
 
-def test_characters_stay_characters(place: Path) -> None:
+def test_char_run_loads_a_char_tokenizer(place: Path) -> None:
     assert isinstance(load().tokenizer, CharTokenizer)
 
 
-def test_weights_that_overflow_end_in_an_error_and_in_valid_json(
+def test_non_finite_logits_are_an_error_and_json_stays_valid(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(place / "runs" / "done")
@@ -171,7 +171,7 @@ def test_a_tiny_temperature_is_greedy(
 
 @pytest.fixture(scope="module")
 def bpe_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
-    """A folder with a run of a BPE, and the text it was trained on."""
+    """Folder with a BPE run and the text that it was trained on."""
     folder = tmp_path_factory.mktemp("bpe")
     (folder / "words.txt").write_text(text, encoding="utf-8")
     mlxgpt.train(
@@ -190,8 +190,8 @@ FORMS = ["\ufeff{}", "{}\r\n{}", "{}\r{}", "\ufeff{}\r\n{}\r"]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_line_ends_and_marks_change_nothing(bpe_folder: Path, form: str) -> None:
-    """Of a loss, a prompt, a batch of them, a stream, ids, a stop string."""
+def test_line_endings_and_byte_order_marks_are_normalized(bpe_folder: Path, form: str) -> None:
+    """In losses, prompts, batches, streams and evaluated files."""
     model = load("bpe", runs_dir=bpe_folder / "runs")
     raw = form.format("to be, or not to be", "the rain in Spain")
     normalized = raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
@@ -216,7 +216,7 @@ def test_line_ends_and_marks_change_nothing(bpe_folder: Path, form: str) -> None
         assert losses[0] == losses[1]
 
 
-def test_a_stop_string_ends_a_text_whatever_its_line_end(place: Path) -> None:
+def test_stop_string_matches_with_any_line_ending(place: Path) -> None:
     model = load()
     settings: dict[str, Any] = {"seed": 1, "max_tokens": 200}
     text = model.generate("to", **settings).texts[0]
@@ -226,7 +226,7 @@ def test_a_stop_string_ends_a_text_whatever_its_line_end(place: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_model_of_one_unicode_form_takes_prompts_of_both(
+def test_nfc_and_nfd_prompts_give_the_same_text(
     home: Path, tiny: Config, no_check: None, form: Literal["NFC", "NFD"]
 ) -> None:
     text = unicodedata.normalize(form, "Ménage à trois, déjà vu, garçon. " * 60)

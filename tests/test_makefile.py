@@ -1,4 +1,4 @@
-"""The Makefile on machines that are made up: a folder of commands is all they have."""
+"""Test the Makefile on simulated machines that have only the commands a test creates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REQUIRED_COMMANDS = ("make", "sh", "rm", "touch", "echo", "mkdir")
 
-# A Python as the Makefile sees it: it answers the questions, and makes a venv of itself.
+# A fake Python that answers the Makefile's checks and copies itself into a venv.
 PYTHON = """#!/bin/sh
 case "$*" in
   *version_info*) exit {unsuitable} ;;
@@ -34,7 +34,7 @@ test "$1" = -s && echo {system} || echo {machine}
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A checkout, and a PATH with make, a shell and what else is put there."""
+    """A checkout, with a PATH of make, a shell and the commands that a test adds."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name in (*REQUIRED_COMMANDS, "cp", "dirname"):
@@ -68,15 +68,15 @@ def read_installs(machine: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_without_python_and_uv_it_says_how_to_get_one(machine: Path) -> None:
-    write_script(machine, "python3", PYTHON.format(unsuitable=1))  # such as Apple's, a 3.9
+def test_without_python_and_uv_it_explains_how_to_get_python(machine: Path) -> None:
+    write_script(machine, "python3", PYTHON.format(unsuitable=1))  # such as Apple's Python 3.9
     result = run_make(machine, "venv")
     assert result.returncode != 0
     assert "mlxgpt needs Python 3.11 or later: get one from python.org" in result.stderr
     assert not (machine / ".venv").exists()
 
 
-def test_a_suitable_python_is_found_and_installs_once(machine: Path) -> None:
+def test_suitable_python_is_found_and_installs_once(machine: Path) -> None:
     write_script(machine, "python3", PYTHON.format(unsuitable=1))
     write_script(machine, "python3.12", PYTHON.format(unsuitable=0))
     assert run_make(machine, "venv").returncode == 0
@@ -91,7 +91,7 @@ def test_a_suitable_python_is_found_and_installs_once(machine: Path) -> None:
     assert len(read_installs(machine)) == 3, "what it asks for may have changed"
 
 
-def test_uv_alone_will_do(machine: Path) -> None:
+def test_uv_alone_is_enough(machine: Path) -> None:
     write_script(machine, "uv", UV)
     write_script(machine, "python-of-uv", PYTHON.format(unsuitable=0))
     assert run_make(machine, "venv").returncode == 0
@@ -124,7 +124,7 @@ def test_a_mac_needs_apple_silicon(machine: Path) -> None:
         ("getconf", "", ""),
     ],
 )
-def test_a_system_without_a_wheel_of_mlx_is_refused_before_pip(
+def test_system_without_an_mlx_wheel_is_refused_before_pip(
     machine: Path, command: str, answer: str, problem: str
 ) -> None:
     write_script(machine, "python3", PYTHON.format(unsuitable=0))
@@ -137,16 +137,16 @@ def test_a_system_without_a_wheel_of_mlx_is_refused_before_pip(
     assert f"mlxgpt needs {problem}" in result.stderr or not problem
 
 
-def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
+def test_report_machine_installs_the_dev_extra_and_passes_its_arguments(machine: Path) -> None:
     recording = '  *machine_report.py*) echo "$*" > reported ;;\nesac'
     write_script(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", recording))
     assert (
-        run_make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--out there").returncode
+        run_make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--output there").returncode
         == 0
     )
     assert read_installs(machine)[-1].endswith(".[dev]")
     reported = (machine / "reported").read_text().strip()
-    assert reported == "benchmarks/machine_report.py --source my text.txt --out there"
+    assert reported == "benchmarks/machine_report.py --source my text.txt --output there"
     assert run_make(machine, "report-machine").returncode == 0
     assert (machine / "reported").read_text().strip() == "benchmarks/machine_report.py"
 
@@ -163,7 +163,7 @@ def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
 def test_which_pythons_are_suitable(
     version: tuple[int, int], platform: str, chip: str, suitable: bool
 ) -> None:
-    """The very question of the Makefile, asked of a Python that says it is another one."""
+    """Run the Makefile's own check in a Python that reports a different version."""
     text = (ROOT / "Makefile").read_text().split("SUITABLE := '")[1].rsplit("'", 1)[0]
     expression = text.replace("\\\n", " ")
     fake_platform = (

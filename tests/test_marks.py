@@ -1,4 +1,4 @@
-"""What tests/conftest.py does with marked tests."""
+"""Test how tests/conftest.py handles markers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FakeItem:
 
 
 @pytest.mark.parametrize("cpu", [True, False])
-def test_exact_bits_are_asked_of_the_cpu_only(cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_bits_tests_run_only_on_the_cpu(cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: cpu)
     exact: Any = FakeItem("exact_bits")
     slow: Any = FakeItem("slow")

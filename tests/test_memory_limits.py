@@ -1,4 +1,4 @@
-"""Commands that run out of memory end with two clear lines, wherever that happens."""
+"""Commands that run out of memory end with a clear two-line error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 def run_with_limit(megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command in an address space of this size."""
+    """Run a command with this limit on its address space."""
     line = shlex.join([sys.executable, "-m", "mlxgpt", *command])
     return subprocess.run(
         ["sh", "-c", f"ulimit -v {1024 * megabytes}; exec {line}"],
@@ -42,7 +42,7 @@ def run_with_limit(megabytes: int, *command: str) -> subprocess.CompletedProcess
 
 
 def is_refused_clearly(result: subprocess.CompletedProcess[str]) -> bool:
-    """With a result, or with two lines on memory; whether with the latter."""
+    """Return whether the command was refused; a refusal must be a two-line error about memory."""
     assert "Traceback" not in result.stderr
     if result.returncode == 0:
         return False
@@ -56,7 +56,7 @@ def is_refused_clearly(result: subprocess.CompletedProcess[str]) -> bool:
 
 @pytest.fixture
 def min_megabytes(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Megabytes of address space that mlxgpt asks for on this machine."""
+    """Megabytes of address space that mlxgpt requires on this machine."""
     monkeypatch.setattr(memory_limits.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
     return memory_limits.memory_limits()[0].required // MB
 
@@ -68,14 +68,14 @@ def long_text(place: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_too_little_to_start(place: Path, command: str, min_megabytes: int) -> None:
+def test_too_little_memory_to_start(place: Path, command: str, min_megabytes: int) -> None:
     result = run_with_limit(min_megabytes - 20, *COMMANDS[command])
     assert is_refused_clearly(result)
     assert "to start" in result.stderr
 
 
-def test_too_little_for_the_model(place: Path, min_megabytes: int) -> None:
-    """It is refused by the estimate or, where that is overruled, crashes and is explained."""
+def test_too_little_memory_for_the_model(place: Path, min_megabytes: int) -> None:
+    """The estimate refuses it; with the estimate overridden, the crash is explained."""
     large = [*TRAIN, "--n-embd", "768"]
     result = run_with_limit(min_megabytes + 100, *large)
     assert is_refused_clearly(result)
@@ -85,7 +85,7 @@ def test_too_little_for_the_model(place: Path, min_megabytes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_limit_ends_clearly(place: Path, command: str) -> None:
+def test_every_limit_succeeds_or_is_refused_clearly(place: Path, command: str) -> None:
     refusals = [
         is_refused_clearly(run_with_limit(megabytes, *COMMANDS[command]))
         for megabytes in (100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900)
@@ -94,7 +94,7 @@ def test_every_limit_ends_clearly(place: Path, command: str) -> None:
     assert refusals == sorted(refusals, reverse=True), "what fits once fits with more"
 
 
-def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
+def test_model_too_large_for_the_container_is_refused_before_timing(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = MemoryLimit(
@@ -111,9 +111,7 @@ def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
     assert expect_error(capsys, *line, "--source", "long.txt").startswith("training needs")
 
 
-def test_memory_that_runs_out_in_python_is_explained(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_memory_error_is_explained(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""What no message may say."""
+"""Check that no message advises deleting the user's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-# What a person made is never to be deleted: move it away, or use another name.
+# Messages advise moving files or choosing another name, never deleting the user's work.
 DELETION_WORDS = re.compile(
     r"\b(delet|eras|wip(e|ing)\b|destroy|discard|trash|unlink|overwrit|throw(n)? away|get rid"
     r"|remov(e|es|ed|ing)\b|rm\b|clear (out|it|the folder)|empty the)",
@@ -20,9 +20,7 @@ DELETION_WORDS = re.compile(
 
 
 def iter_messages(source: str) -> Iterator[str]:
-    """The texts of a module: strings of several words, f-strings with … for what differs; no
-    docstrings.
-    """
+    """Yield a module's strings of several words, without docstrings; … replaces f-string fields."""
     tree = ast.parse(source)
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
@@ -38,7 +36,7 @@ def iter_messages(source: str) -> Iterator[str]:
 
 
 def iter_error_arguments(source: str) -> Iterator[str]:
-    """The problems and remedies of a module, however short."""
+    """Yield the arguments of a module's errors, including one-word strings."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error"):
             for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
@@ -49,7 +47,7 @@ PATHS = sorted((ROOT / "mlxgpt").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_message_advises_to_delete_what_a_person_made(path: Path) -> None:
+def test_no_message_advises_deleting_user_files(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     for text in (*iter_messages(source), *iter_error_arguments(source)):
         assert not DELETION_WORDS.search(text), text
@@ -63,12 +61,12 @@ def test_no_message_advises_to_delete_what_a_person_made(path: Path) -> None:
         'note(f"run: rm -r {folder}")',
     ],
 )
-def test_such_advice_is_found(line: str) -> None:
+def test_advice_to_delete_is_detected(line: str) -> None:
     assert any(
         DELETION_WORDS.search(text) for text in (*iter_messages(line), *iter_error_arguments(line))
     )
 
 
-@pytest.mark.parametrize("page", ["docs/troubleshooting.md", "data/README.md"])
-def test_no_page_advises_it_either(page: str) -> None:
+@pytest.mark.parametrize("page", ["docs/troubleshooting.md", "docs/datasets.md"])
+def test_no_page_advises_deleting_user_files(page: str) -> None:
     assert not DELETION_WORDS.search((ROOT / page).read_text(encoding="utf-8"))

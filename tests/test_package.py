@@ -1,4 +1,4 @@
-"""The wheel, installed into an empty environment in an empty folder, trains and generates."""
+"""Install the wheel into an empty environment, then train and generate in an empty folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_command(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def mlxgpt_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `mlxgpt` command of an environment that holds the wheel and what it asks for."""
+    """The `mlxgpt` command of an environment with the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run_command(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
@@ -59,7 +59,7 @@ def test_the_wheel_trains_and_generates(
 def test_the_wheel_fetches_shakespeare_and_trains(
     mlxgpt_command: Path, real_texts: Path, tmp_path: Path
 ) -> None:
-    """The main job, from the hub to a run, with the text itself."""
+    """From the download on the hub to a run, with the real dataset."""
     text = (real_texts / "shakespeare" / "input.txt").read_bytes().decode()
     hub = Hub(make_shakespeare_repos(text))
     with run_servers(hub):
@@ -72,14 +72,14 @@ def test_the_wheel_fetches_shakespeare_and_trains(
     assert (tmp_path / "runs" / "tier1-shakespeare" / "best.json").exists()
 
 
-def test_the_wheel_brings_its_storybook(mlxgpt_command: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_the_synthetic_stories(mlxgpt_command: Path, tmp_path: Path) -> None:
     stdout = run_command(
-        mlxgpt_command, "prepare", "storybook", "--megabytes", "0.05", cwd=tmp_path
+        mlxgpt_command, "prepare", "synthetic", "--megabytes", "0.05", cwd=tmp_path
     )
-    assert stdout.startswith("data/storybook: 50,")
+    assert stdout.startswith("data/synthetic: 50,")
 
 
-def test_the_wheel_brings_its_configs_and_nothing_of_the_tests(mlxgpt_command: Path) -> None:
+def test_the_wheel_contains_the_configs_and_no_tests(mlxgpt_command: Path) -> None:
     (package,) = mlxgpt_command.parents[1].glob("lib/python*/site-packages/mlxgpt")
     assert {p.name for p in (package / "configs").iterdir()} == {
         p.name for p in (ROOT / "configs").iterdir()
@@ -87,8 +87,8 @@ def test_the_wheel_brings_its_configs_and_nothing_of_the_tests(mlxgpt_command: P
     assert not (package.parent / "tests").exists()
 
 
-def test_the_wheel_brings_its_page(mlxgpt_command: Path) -> None:
-    """With d3's licence."""
+def test_the_wheel_contains_the_playground_page(mlxgpt_command: Path) -> None:
+    """Including d3's license."""
     (package,) = mlxgpt_command.parents[1].glob("lib/python*/site-packages/mlxgpt")
     source_folder, installed_folder = (
         p / "playground" / "static" for p in (ROOT / "mlxgpt", package)

@@ -1,4 +1,4 @@
-"""No function takes many parameters."""
+"""Limit the number of parameters of functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mlxgpt
 from tests.helpers.commands import ROOT
 
 MAX_PARAMETERS = 8
-MANY, FUNCTIONS_WITH_MANY = 6, 8  # at most 8 functions may take more than 6
+MANY, FUNCTIONS_WITH_MANY = 6, 8  # at most 8 functions may have more than 6
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -22,7 +22,7 @@ def iter_functions() -> Iterator[tuple[str, Function]]:
 
 
 def count_parameters(node: Function) -> int:
-    """Without self and cls; of the public API, those that are not keyword-only."""
+    """Count parameters without self and cls; in the public API, without keyword-only ones."""
     arguments = node.args
     positional = [
         p.arg for p in (*arguments.posonlyargs, *arguments.args) if p.arg not in ("self", "cls")
@@ -35,13 +35,13 @@ def count_parameters(node: Function) -> int:
     return len(positional) + sum(p is not None for p in keyword_only)
 
 
-def test_no_function_takes_more_than_eight_parameters() -> None:
+def test_no_function_has_more_than_eight_parameters() -> None:
     counts = {name: count_parameters(node) for name, node in iter_functions()}
     assert len(counts) > 500
     assert {name: count for name, count in counts.items() if count > MAX_PARAMETERS} == {}
 
 
-def test_few_functions_take_more_than_six_parameters() -> None:
+def test_few_functions_have_more_than_six_parameters() -> None:
     many = [name for name, node in iter_functions() if count_parameters(node) > MANY]
     assert len(many) <= FUNCTIONS_WITH_MANY, many
 

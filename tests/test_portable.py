@@ -1,4 +1,4 @@
-"""The tests run on macOS too: what only Linux has is used behind a guard."""
+"""Check that tests guard Linux-only features, because the tests also run on macOS."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ONLY_LINUX = re.compile(
     r"""|O_TMPFILE|epoll|\bstrace\b|LD_PRELOAD|\[["'](sed|date|stat|timeout|nproc)["']"""
 )
 GUARD = re.compile(r"""platform != "linux"|\.exists\(\)|\.is_dir\(\)""")
-# Reached only through tests/faults/library.py, which skips the test on other systems.
+# Used only through tests/faults/library.py, which skips the test on other systems.
 GUARDED_ELSEWHERE = {"faults/forked.py"}
 
 
-def test_what_only_linux_has_is_guarded() -> None:
+def test_linux_only_features_are_guarded() -> None:
     unguarded = {}
     for path in set(TESTS.rglob("*.py")) - {Path(__file__)}:
         name, text = path.relative_to(TESTS).as_posix(), path.read_text(encoding="utf-8")

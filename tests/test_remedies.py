@@ -1,6 +1,4 @@
-"""Whatever file fails, and wherever: the message names it, and the error's number decides the
-remedy.
-"""
+"""Whichever file operation fails, the message names the file, and errno selects the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from tests.helpers.faulty_disk import FaultyDisk
 
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS)
 
-# What is done, and the file whose opening fails.
+# Command, and the file that cannot be opened.
 READ_CASES = {
     "prepare": ("prepare words.txt --name other", "words.txt"),
     "config": ("train --config my.toml", "my.toml"),
@@ -59,7 +57,7 @@ def sources(place: Path) -> Path:
 
 @pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("kind", ["reading", "writing"])
-def test_the_number_decides_and_the_file_is_named(
+def test_error_names_the_file_and_errno_selects_the_remedy(
     sources: Path, kind: str, number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = READ_CASES if kind == "reading" else WRITE_CASES
@@ -79,7 +77,7 @@ def test_the_number_decides_and_the_file_is_named(
 
 
 def failing_open(original: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
-    """The real `open`, but for one file."""
+    """Wrap `open` so that it fails for one file."""
 
     def open_or_fail(path: Any, *arguments: Any, **options: Any) -> Any:
         if str(path).endswith(name) or f".{name}.new" in str(path):
@@ -90,7 +88,7 @@ def failing_open(original: Callable[..., Any], name: str, number: int) -> Callab
 
 
 def failing_read(name: str, number: int) -> type[safetensors_io.ErrorRecordingFile]:
-    """A file whose reading by MLX fails, if it has this name."""
+    """Return a file class whose reads fail for the file of this name."""
 
     class Failing(safetensors_io.ErrorRecordingFile):
         def readinto(self, buffer: Any) -> int | None:
@@ -102,7 +100,7 @@ def failing_read(name: str, number: int) -> type[safetensors_io.ErrorRecordingFi
     return Failing
 
 
-def test_weights_that_are_damaged_are_not_a_failing_disk(tmp_path: Path) -> None:
+def test_damaged_weights_are_not_reported_as_a_disk_error(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors_io.save_arrays(path, {"x": mx.arange(500)}, {})
     path.write_bytes(path.read_bytes()[:-9])
@@ -111,7 +109,7 @@ def test_weights_that_are_damaged_are_not_a_failing_disk(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("operation", ["open", "write"])
-def test_weights_that_cannot_be_written_say_why(tmp_path: Path, operation: str) -> None:
+def test_failed_write_of_weights_raises_the_disk_error(tmp_path: Path, operation: str) -> None:
     disk = FaultyDisk(tmp_path, errno.ENOSPC)
     with (
         disk.watching(fail_at=["open", "write"].index(operation)),
@@ -122,10 +120,10 @@ def test_weights_that_cannot_be_written_say_why(tmp_path: Path, operation: str) 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-def test_a_failing_disk_is_not_taken_for_a_failing_network(
+def test_disk_error_is_not_reported_as_a_network_error(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a full cache would have Tier 1 train on other texts."""
+    """Otherwise Tier 1 would train on another dataset when the cache's disk is full."""
     cause = OSError(number, os.strerror(number), "cache/train.arrow")
 
     def fail(_: object) -> None:
@@ -141,7 +139,7 @@ def test_a_failing_disk_is_not_taken_for_a_failing_network(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_the_cache_of_tiktoken_is_a_file_too(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_in_the_tiktoken_cache(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import tiktoken
 
     def fail(_: str) -> None:

@@ -1,4 +1,4 @@
-"""The private language of former versions does not come back: phrases, names and modules."""
+"""Check that retired phrases, names and modules do not return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-# Pattern: (what it finds, what it must not find).
+# Pattern: (example that it matches, example that it must not match).
 PHRASES = {
     r"\bwhoever\b": ("whoever reads the log", "who reads the log"),
     r"\bhangs? on\b": ("what the bits hang on", "it hangs in a collective"),
@@ -28,7 +28,7 @@ PHRASES = {
     r"\bcannot be had\b": ("if it cannot be had", "it cannot be downloaded"),
     r"\bat the most\b": ("at the most 20 seeds", "at most 20 seeds"),
 }
-# A name: a name that is allowed.
+# Retired name: a similar name that is allowed.
 NAMES = {
     "asked": "is_asked",
     "begun": "begin",
@@ -49,7 +49,7 @@ NAMES = {
     "with_room": "pad_cache",
     "worth": "width",
 }
-# A module or package as it was once called: one that is allowed.
+# Retired module or package: a similar one that is allowed.
 MODULES = {
     "mlxgpt.arguments": "mlxgpt.cli.parser",
     "mlxgpt.benchmarking": "mlxgpt.bench.benchmark",
@@ -81,14 +81,21 @@ MODULES = {
 SOURCES = sorted((ROOT / "mlxgpt").rglob("*.py"))
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "docs/*.md", "data/*.md", "configs/*.toml", "benchmarks/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "data/*.md",
+        "configs/*.toml",
+        "benchmarks/*.md",
+        "benchmarks/notes/*.md",
+    )
     for path in sorted(ROOT.glob(pattern))
-    if path.name not in ("CHANGELOG.md", "README.pt-BR.md")  # former names; another language
+    if path.name not in ("CHANGELOG.md", "README.pt-BR.md")  # former names; Portuguese
 ]
 
 
 def prose(source: str) -> str:
-    """The docstrings, strings and comments of a module."""
+    """Return the docstrings, strings and comments of a module."""
     strings = [
         node.value
         for node in ast.walk(ast.parse(source))
@@ -100,7 +107,7 @@ def prose(source: str) -> str:
 
 
 def defined_names(source: str) -> Iterator[str]:
-    """The functions, classes, parameters and variables that a module defines."""
+    """Yield the functions, classes, parameters and variables that a module defines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -111,14 +118,14 @@ def defined_names(source: str) -> Iterator[str]:
 
 
 def names_module(text: str, module: str) -> bool:
-    """Whether a text names the module, or its file."""
+    """Return whether a text mentions the module or its file."""
     path = module.replace(".", "/")
     dotted = rf"(?<![\w.]){re.escape(module)}(?!\w)"
     return bool(re.search(rf"{dotted}|(?<![\w/]){path}(?:\.py|/)", text))
 
 
 @pytest.mark.parametrize("pattern", PHRASES)
-def test_a_phrase_is_retired(pattern: str) -> None:
+def test_retired_phrase_is_not_used(pattern: str) -> None:
     example, allowed = PHRASES[pattern]
     find = re.compile(pattern, re.IGNORECASE)
     assert find.search(example)
@@ -139,13 +146,13 @@ def test_no_retired_name_is_defined() -> None:
     "line", ["{} = 1", "def {}(): ...", "def f({}): ...", "for {} in x: ...", "x._{} = 1"]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_a_retired_name_would_be_found(line: str, name: str) -> None:
+def test_retired_name_is_detected(line: str, name: str) -> None:
     assert name in {found.strip("_") for found in defined_names(line.format(name))}
     assert name not in set(defined_names(line.format(NAMES[name])))
 
 
-def test_no_public_name_exists_twice() -> None:
-    """But for the functions that every command has."""
+def test_public_names_are_unique() -> None:
+    """Except for the functions that every command has."""
     where: dict[str, list[str]] = {}
     for path in SOURCES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -157,7 +164,7 @@ def test_no_public_name_exists_twice() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_retired(module: str) -> None:
+def test_retired_module_is_not_mentioned(module: str) -> None:
     path = ROOT / module.replace(".", "/")
     assert not path.exists()
     assert not path.with_suffix(".py").exists()

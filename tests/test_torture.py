@@ -1,5 +1,5 @@
-"""A training killed again and again, at random moments, mostly while it writes; and its power cut.
-In the end it has the same bits as one that nobody touched.
+"""Runs that are killed at random moments, mostly during writes, or lose power end with the same
+bits as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MODERN = {
 
 
 def run_training(plan: dict[str, Any]) -> bool:
-    """One life of a training; whether it came to its end."""
+    """Run training until it ends or is killed; return whether it ended."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.helpers.crash", json.dumps(plan)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -112,18 +112,22 @@ def assert_same_result(expected: dict[str, Any], expected_metrics: dict[int, Any
 
 @pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
 @pytest.mark.exact_bits
-def test_kills(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
+def test_training_after_kills_is_bit_exact(
+    home: Path, text_file: Path, recipe: dict[str, Any]
+) -> None:
     train_with_kills(5, random.randrange(1 << 30), recipe, power=False)
 
 
 @pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
 @pytest.mark.exact_bits
-def test_power_cuts(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
+def test_training_after_power_cuts_is_bit_exact(
+    home: Path, text_file: Path, recipe: dict[str, Any]
+) -> None:
     train_with_kills(2, random.randrange(1 << 30), recipe, power=True)
 
 
 def compare_with_kills(kills: int, seed: int) -> None:
-    """Killed again and again, it ends as one that nobody touched."""
+    """Kill a comparison `kills` times and check that its results do not change."""
     print("seed", seed)
     rng = random.Random(seed)
     comparison = {
@@ -159,19 +163,19 @@ def compare_with_kills(kills: int, seed: int) -> None:
 
 
 @pytest.mark.exact_bits
-def test_a_comparison_that_is_killed(home: Path, text_file: Path) -> None:
+def test_comparison_after_kills_is_bit_exact(home: Path, text_file: Path) -> None:
     compare_with_kills(5, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
 @pytest.mark.exact_bits
-def test_a_comparison_that_is_killed_forty_times(home: Path, text_file: Path) -> None:
+def test_comparison_after_forty_kills_is_bit_exact(home: Path, text_file: Path) -> None:
     compare_with_kills(40, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
 @pytest.mark.exact_bits
-def test_a_hundred_kills(home: Path, text_file: Path, power: bool) -> None:
-    # Each recipe once, with either way to die.
+def test_fifty_kills_and_fifty_power_cuts(home: Path, text_file: Path, power: bool) -> None:
+    # Kills use the classic recipe, power cuts the modern one.
     train_with_kills(50, random.randrange(1 << 30), MODERN if power else CONFIG, power=power)

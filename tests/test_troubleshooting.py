@@ -1,4 +1,4 @@
-"""The table of what can go wrong: each message is taken from the mistake itself."""
+"""Make each mistake in docs/troubleshooting.md and check that its message is in the table."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tests.helpers.commands import ROOT, TRAIN_ARGS, Capture, expect_error
 from tests.helpers.external_models import MODEL_CONFIG, write_gpt2_folder
 from tests.training.test_loggers import FakeWandb
 
-pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has its own tests
 
 
-# Each mistake of the table: what happens, and the line it ends with.
+# The mistakes of the table: each function makes one and returns the error message.
 
 
 def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -546,15 +546,16 @@ ERROR_CASES: list[ErrorCase] = [
 
 
 def read_table_rows() -> list[str]:
-    """The messages in the table; … stands for what differs from case to case."""
+    """Return the messages in the table; … stands for parts that vary."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ``? ?(.+?) ?``? \|", page.split("\n## ")[0], flags=re.MULTILINE)
+    tables = re.findall(r"^\| error \| \|\n\|---\|---\|\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    rows = re.findall(r"^\| ``? ?(.+?) ?``? \|", "".join(tables), flags=re.MULTILINE)
     assert rows
     return rows
 
 
 @pytest.mark.parametrize("mistake", ERROR_CASES, ids=lambda mistake: mistake.__name__)
-def test_the_table_shows_what_a_person_sees(
+def test_table_matches_the_message_of_each_mistake(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, mistake: ErrorCase
 ) -> None:
     problem = mistake(place, capsys, monkeypatch)
@@ -566,5 +567,5 @@ def test_the_table_shows_what_a_person_sees(
     assert len(matching) == 1, f"the table has not exactly one row for: {problem}"
 
 
-def test_the_table_lists_nothing_else() -> None:
+def test_table_has_no_other_rows() -> None:
     assert len(read_table_rows()) == len(ERROR_CASES)

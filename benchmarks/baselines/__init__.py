@@ -1,1 +1,1 @@
-"""mlxgpt and other libraries at the same tasks, each in a fresh process: how fast they are here."""
+"""Benchmarks of mlxgpt and other libraries on the same tasks, each in a fresh process."""

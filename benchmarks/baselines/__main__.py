@@ -1,5 +1,5 @@
-"""Run one task of one framework: takes the task as JSON, its only argument, and prints the result
-as JSON, the last line of standard output.
+"""Run one task of one framework: takes the task as JSON in its only argument, and prints the result
+as JSON on the last line of standard output.
 """
 
 from __future__ import annotations

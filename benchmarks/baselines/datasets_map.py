@@ -1,6 +1,4 @@
-"""Data preparation as nanoGPT does it, with a BPE trained by `tokenizers`: `datasets.map`, then an
-array.
-"""
+"""Data preparation as in nanoGPT: `datasets.map` with a BPE tokenizer trained by `tokenizers`."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from baselines.tasks import Result, Task, compiler_version
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes per second from a text file to a file of ids, including training of the BPE."""
+    """Megabytes per second from a text file to a file of token ids, including BPE training."""
     datasets.disable_progress_bars()
     start = time.perf_counter()
     text = Path(task.text).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""transformers: `generate` with its cache."""
+"""transformers: `generate` with a KV cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baselines.tasks import Result, Task, make_prompt, time_generation
 
 
 def generate(task: Task) -> Result:
-    """`generate` with its cache, greedy."""
+    """Greedy generation with a KV cache."""
     model = AutoModelForCausalLM.from_pretrained(task.folder).to(torch_device())
     ids = to_tensor(np.tile(make_prompt(task), (task.texts, 1)))
 

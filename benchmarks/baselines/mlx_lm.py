@@ -1,4 +1,4 @@
-"""mlx-lm on the same BLAS as mlxgpt: its trainer, and its two ways to generate."""
+"""mlx-lm with the same BLAS as mlxgpt: its trainer and its two generators."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def training(task: Task) -> Result:
 
 
 def generate(task: Task) -> Result:
-    """mlx-lm's `generate_step` for one text, its `BatchGenerator` for several; greedy."""
+    """Greedy generation with `generate_step` for one text, `BatchGenerator` for several."""
     model = _load_model(task)
     generation = importlib.import_module("mlx_lm.generate")  # mlx_lm.generate is a function
     prompt = make_prompt(task)
@@ -99,7 +99,7 @@ def generate(task: Task) -> Result:
 
 
 def _load_model(task: Task) -> Any:
-    execution.compile_failure()  # kernels go where mlxgpt's are
+    execution.compile_failure()  # sets up the compiler and kernel folder as for mlxgpt
     model, _ = load_model(Path(task.folder))
     mx.eval(model.parameters())
     return model

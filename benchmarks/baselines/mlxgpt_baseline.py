@@ -34,7 +34,7 @@ from mlxgpt.training.step import TrainStep, take_steps
 
 
 def training(task: Task) -> Result:
-    """Steps of the trainer, over random ids."""
+    """Training steps on random ids."""
     config = config_from_tree(task.config)
     vocab_size, steps_done = config.model.vocab_size, 0
     ids = np.random.default_rng(0).integers(vocab_size, size=64 * config.tokens_per_step)
@@ -68,7 +68,7 @@ def generate(task: Task) -> Result:
 
 
 def learning(task: Task) -> Result:
-    """A loss curve of the training step, over the given batches and windows."""
+    """Loss curve of mlxgpt's training step on the given batches and windows."""
     train_step = TrainStep(_make_model(task), config_from_tree(task.config))
     rates = iter(learning_rates(task))
 
@@ -91,9 +91,9 @@ def learning(task: Task) -> Result:
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes per second from a text file to token arrays, including training of the BPE."""
+    """Megabytes per second from a text file to token arrays, including BPE training."""
     data_config = DataConfig(source=(task.text,), tokenizer="bpe")
-    with tempfile.TemporaryDirectory() as folder:  # with no prepared dataset to find
+    with tempfile.TemporaryDirectory() as folder:  # empty: no prepared dataset
         start = time.perf_counter()
         dataset = find_or_prepare(PrepareRequest(data_config, task.vocab_size), Path(folder))
         seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def _make_model(task: Task) -> GPT:
 
 
 def mlx_metadata(package: str) -> Result:
-    """Versions and settings of a package on MLX, and its peak memory: on a GPU, of MLX's arrays."""
+    """Versions and settings of a package on MLX, and peak memory in bytes."""
     environment = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
         "device": device.device_type(),

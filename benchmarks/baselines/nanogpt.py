@@ -1,4 +1,4 @@
-"""nanoGPT: the model and the optimizer of a checkout's model.py."""
+"""nanoGPT: model and optimizer from a checkout's model.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from baselines.tasks import (
 
 
 def training(task: Task) -> Result:
-    """Training steps of nanoGPT's model and optimizer, eager."""
+    """Training steps with nanoGPT's model and optimizer, eager."""
     model, optim = _make_model(task), task.config["optim"]
     betas = optim["beta1"], optim["beta2"]
     optimizer = model.configure_optimizers(
@@ -45,7 +45,7 @@ def training(task: Task) -> Result:
 
 
 def generate(task: Task) -> Result:
-    """`generate` of nanoGPT's model, which has no KV cache."""
+    """Generation with nanoGPT's model, which has no KV cache."""
     model = _make_model(task).eval()
     ids = to_tensor(np.tile(make_prompt(task), (task.texts, 1)))
 

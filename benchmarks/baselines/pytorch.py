@@ -1,4 +1,4 @@
-"""PyTorch, eager and compiled: the same GPT, trained as nanoGPT does."""
+"""PyTorch, eager and compiled: the same GPT, trained as in nanoGPT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from baselines.tasks import (
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream."""
+    """Transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(self, C: int, H: int, bias: bool) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """GPT-2 (Radford et al., 2019) from PyTorch's own fast modules, named as in mlxgpt's GPT.
+    """GPT-2 (Radford et al., 2019) from PyTorch's fast built-in modules, named as in mlxgpt's GPT.
 
     Args:
-        shape: a ModelConfig's fields.
+        shape: fields of a ModelConfig.
     """
 
     def __init__(self, shape: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class TorchGPT(nn.Module):
 
 
 def torch_device() -> str:
-    """The device that PyTorch uses here: the GPU if there is one, as MLX does."""
+    """Device for PyTorch: the GPU if there is one, as for MLX."""
     if os.environ.get("MLXGPT_DEVICE") == "cpu":
         return "cpu"
     if torch.cuda.is_available():
@@ -89,7 +89,7 @@ def make_model(task: Task) -> TorchGPT:
 
 
 def autocast_context(task: Task) -> AbstractContextManager[object]:
-    """Context in which PyTorch computes in the dtype of the config."""
+    """Context in which PyTorch computes in the config's dtype."""
     is_bfloat16 = task.config["train"]["dtype"] == "bfloat16"
     return torch.autocast(torch_device(), torch.bfloat16) if is_bfloat16 else nullcontext()
 
@@ -98,7 +98,7 @@ COMPILED_NAME = "PyTorch, compiled"  # the framework's name in runner.py
 
 
 def make_train_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
-    """A training step like nanoGPT's, on ids [B, T + 1], with the fused optimizer."""
+    """Training step on ids [B, T + 1], as in nanoGPT, with the fused AdamW."""
     optim = Task(**task.config["optim"])
     optimizer = torch.optim.AdamW(
         [
@@ -132,7 +132,7 @@ def make_train_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], flo
 
 
 def to_tensor(ids: np.ndarray) -> torch.Tensor:
-    """Move ids to PyTorch's device."""
+    """Convert ids to a tensor on PyTorch's device."""
     return torch.tensor(ids).long().to(torch_device())
 
 
@@ -143,7 +143,7 @@ def training(task: Task) -> Result:
 
 
 def learning(task: Task) -> Result:
-    """A loss curve of PyTorch's training step, over the given batches and windows."""
+    """Loss curve of PyTorch's training step on the given batches and windows."""
     model = make_model(task)
     step = make_train_step(model, task)
 
@@ -158,7 +158,7 @@ def learning(task: Task) -> Result:
 
 
 def torch_metadata(*packages: str) -> Result:
-    """Versions and settings of PyTorch and packages on it; on a GPU, also its peak memory."""
+    """Versions and settings of PyTorch and packages on it; on a GPU, also peak memory in bytes."""
     blas_info = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     environment = {
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", *packages)),

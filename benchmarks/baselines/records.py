@@ -1,4 +1,4 @@
-"""Results of a comparison with other libraries, as plain data, and their JSON."""
+"""Results of a comparison with other libraries as dataclasses, and their JSON format."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MLXGPT = "mlxgpt"  # mlxgpt's name among the frameworks
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All rounds of one task.
+    """Results of all rounds of one task.
 
     Attributes:
-        config: the name of the model's config.
+        config: name of the model's config.
         task: training, generate, learning or preparation.
         texts: batch size of generation; 0 in other tasks.
-        rounds: the values measured in each round, by framework.
+        rounds: measured values of each round, by framework.
         made_with: versions, device, threads, BLAS and compiler of each framework.
         failed: frameworks that failed, and why.
     """
@@ -34,7 +34,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all tasks on one machine; `date` is in UTC."""
+    """Results of all tasks on one machine; `date` is in UTC."""
 
     date: str
     machine: Machine
@@ -45,8 +45,8 @@ class Comparison:
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
-        """Read what `to_json` wrote, or the reports of `mlxgpt bench` until November 2026, which
-        had the same results and the machine's speed.
+        """Parse the output of `to_json`, or a report that `mlxgpt bench` wrote until November 2026,
+        which had the same results.
         """
         tree = json.loads(text)
         results = (

@@ -1,4 +1,4 @@
-"""The comparison as Markdown tables, as (name, ratio) rows for a plot, and as files."""
+"""Render a comparison as Markdown, as ratios for a plot, and write its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlxgpt.utils import files
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """The whole report as Markdown."""
+    """Render the whole report as Markdown."""
     results = comparison.results
     rounds = max((len(rounds) for r in results for rounds in r.rounds.values()), default=0)
     lines = [
@@ -62,7 +62,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 
 
 def speed_ratios(result: TaskResult) -> Iterator[tuple[str, float, float, float]]:
-    """How many times as fast mlxgpt is: rows of (task and framework, median, minimum, maximum)."""
+    """Relative speed of mlxgpt: rows of (task and framework, median, minimum, maximum)."""
 
     def sorted_speeds(framework: str) -> list[float]:
         rounds = result.rounds.get(framework, [])
@@ -108,7 +108,7 @@ def _format_cells(result: TaskResult, framework: str, name: str, scale: float = 
 def _speed_table(
     results: Iterable[TaskResult], task: str, speed: str, title: str
 ) -> list[list[str]]:
-    """Speed and memory of all frameworks in a task.
+    """Table of speed and memory of all frameworks in a task.
 
     Args:
         task: training or preparation.
@@ -150,7 +150,7 @@ def _generation_table(results: Iterable[TaskResult]) -> list[list[str]]:
 
 
 def _learning_table(results: Iterable[TaskResult]) -> list[list[str]]:
-    """The final loss after the same batches, and the time to the highest final loss."""
+    """Table of the final loss after the same batches, and the time to the highest final loss."""
     rows = [["", "nats per token, at the end", "seconds to the loss that all reach", "*ratio*"]]
     for r in results:
         if r.task != "learning":

@@ -1,12 +1,12 @@
-"""Run mlxgpt and other libraries on the same tasks: in turn, A B A B, each in a fresh process, with
-the same weights.
+"""Run mlxgpt and other libraries on the same tasks, in turn (A B A B), each in a fresh process and
+with the same weights.
 
-A process gets a task, a dictionary of plain data:
+A process gets a task, a dictionary with the following fields:
 
     module, task   the framework's module in this package, and the function in it
     framework      its name in the report
     began          start time of its process, in seconds since 1970
-    folder         the model's weights in transformers' layout; in learning, the batches too
+    folder         the model's weights in transformers' format; for learning also the batches
     shape, config  ModelConfig's fields, and all of Config's
     batch_size, seconds, steps           training: how long it is timed; learning: number of steps
     texts, prompt_tokens, new_tokens     generation: batch size and lengths
@@ -53,7 +53,7 @@ class Framework:
         module: the module in this package that runs its tasks.
         required_package: the package that must be installed.
         uses_mlxgpt_blas: whether it runs on MLX with the BLAS that mlxgpt loads.
-        has_kv_cache: in generation; without one a batch of texts would take an hour.
+        has_kv_cache: in generation; without one, a batch of texts would take an hour.
     """
 
     name: str
@@ -82,7 +82,7 @@ NANOGPT_FRAMEWORK = Framework(
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """How much is measured in each task.
+    """How much to measure in each task.
 
     Attributes:
         rounds: repetitions of every task.
@@ -107,7 +107,7 @@ class BenchmarkModel:
     """A model to measure.
 
     Attributes:
-        config: of the classic recipe, with its vocabulary and dtype.
+        config: config of the classic recipe, with `vocab_size` and `dtype` resolved.
         has_training: whether training is measured.
         batch_sizes: batch sizes of generation to measure.
     """
@@ -167,7 +167,7 @@ def run_tasks(
             task["config"]["train"]["batch_size"] = task["batch_size"]
             if model.has_training:
                 yield _run_rounds(model.name, {**task, "task": "training"}, frameworks, settings)
-            # Without a cache, a large model takes longer for one text than all other frameworks do.
+            # Without a KV cache, a large model takes longer for one text than all other frameworks.
             generators = [f for f in frameworks if model.has_training or f.has_kv_cache]
             for batch_size in model.batch_sizes:
                 generation_task = {**task, "task": "generate", "texts": batch_size}
@@ -244,7 +244,7 @@ def _run_in_process(framework: Framework, task: dict[str, Any]) -> dict[str, Any
 
 @contextmanager
 def _exported_weights(config: Config) -> Iterator[Path]:
-    """A folder with a new model's weights in the formats of transformers, mlx-lm and numpy."""
+    """Temporary folder with a new model's weights in the formats of transformers and numpy."""
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         weights = flatten_params(GPT(config.model).parameters())
@@ -255,12 +255,12 @@ def _exported_weights(config: Config) -> Iterator[Path]:
         yield folder
 
 
-BPE_VOCAB_SIZE = 4096  # of the tokenizer that preparation trains
+BPE_VOCAB_SIZE = 4096  # for the tokenizer trained in preparation
 
 
 @contextmanager
 def _learning_task(config: Config, settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
-    """A task with batches of synthetic stories, and held-out windows."""
+    """Learning task with batches and held-out windows of synthetic stories."""
     size = int(1e6 * settings.corpus_megabytes)
     text = "<|endoftext|>".join(synthetic.generate_stories(0, size=size))
     characters, ids = np.unique(np.array(list(text)), return_inverse=True)

@@ -1,5 +1,5 @@
-"""The task that a process runs, its timing, and its peak memory. Imports no framework, so that a
-process loads only the one it measures.
+"""Helpers for a process that runs one task: inputs, timing and peak memory. Imports no framework,
+so that a process loads only the one that it measures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def peak_rss_bytes() -> int:
 
 
 def compiler_version() -> str:
-    """Name and version of the C++ compiler for kernels."""
+    """Name and version of the C++ compiler."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["g++", "-dumpfullversion"]
         version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -54,7 +54,7 @@ def make_prompt(task: Task) -> np.ndarray:
 
 
 def time_training(task: Task, step: Callable[[], object]) -> Result:
-    """Tokens per second of training steps that wait for their results."""
+    """Tokens per second of training; `step` must wait for its result."""
     for _ in range(WARMUP_STEPS):
         step()
     start, steps = time.perf_counter(), 0
@@ -70,8 +70,8 @@ def time_generation(task: Task, run: Callable[[], list[float]]) -> Result:
 
     Args:
         run: generates, and returns the time at which each row of new tokens was complete. The first
-            call gives the time from the start of Python to the first row; the second call, with
-            everything warm, the time to the first row and the speed of the other rows.
+            call measures the time from the start of Python to the first row; the second call, after
+            this warmup, the time to the first row and the speed of the other rows.
     """
     cold_times = run()
     seconds_from_start = time.time() - (time.perf_counter() - cold_times[0]) - task.began
@@ -96,8 +96,8 @@ def learning_rates(task: Task) -> list[float]:
 def measure_loss_curve(
     task: Task, step: Callable[[np.ndarray], object], evaluate: Callable[[np.ndarray], float]
 ) -> Result:
-    """Train on the batches in the task's folder, and measure (seconds of training, loss on held-out
-    windows) at 20 points. Evaluations and the first two steps, which compile, are not counted.
+    """Train on the batches in the task's folder, and measure (seconds of training, held-out loss)
+    at 20 points. The time excludes evaluations and the first two steps, which compile kernels.
     """
     batches, windows = (np.load(f"{task.folder}/{name}.npy") for name in ("batches", "windows"))
     seconds, curve = 0.0, []

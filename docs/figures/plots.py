@@ -1,11 +1,11 @@
-"""Make recipes.svg and baselines.svg, the README's plots, from two runs and a comparison with
-other libraries, drawn as `mlxgpt report` draws.
+"""Plot recipes.svg and baselines.svg for the README, from two runs and a comparison with other
+libraries, with the plots of `mlxgpt report`.
 
     pip install -e '.[report]'
     python docs/figures/plots.py CLASSIC_RUN MODERN_RUN REPORT.json
 
-The runs are those of `mlxgpt train --tier 1`, the second with `--recipe modern`; their validation
-loss is plotted. The file is what benchmarks/compare_baselines.py wrote.
+The runs are from `mlxgpt train --tier 1`, the second with `--recipe modern`; their validation
+losses are plotted. The report is from benchmarks/compare_baselines.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECIPES = ("classic", "modern")
 
 
 def main(run_folders: list[str], report_path: Path) -> None:
-    """Draw and save both plots."""
+    """Plot and save both figures."""
     lines = []
     for n, (recipe, folder) in enumerate(zip(RECIPES, run_folders, strict=True)):
         metrics = load_run_metrics(open_run(Path(folder)))
@@ -52,7 +52,7 @@ FIGURES_DIR = Path(__file__).parent
 
 
 def save_svg(svgs: str, name: str) -> None:
-    """Write the wide one of a page's two SVGs to a file, with its light and dark colors."""
+    """Write the first, wide SVG of a plot to a file, with its light and dark colors."""
     svg = svgs[: svgs.index("</svg>") + len("</svg>")]
     opening_tag, _, content = svg.partition(">")
     styled_svg = f"{opening_tag}><style>{CSS_COLORS}</style>{content}\n"

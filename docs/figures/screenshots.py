@@ -1,9 +1,9 @@
-"""Make play-*.png, the screenshots of `mlxgpt play` in the README and in play.md, from two runs.
+"""Make play-*.png, the screenshots of `mlxgpt play` in README.md and web-ui.md, from two runs.
 
     pip install -e '.[play,browser]' pillow
     python docs/figures/screenshots.py STORIES SHAKESPEARE
 
-The first run was trained on stories with a BPE, the second has snapshots. Needs Chromium.
+The first run was trained on stories with a BPE tokenizer, the second has snapshots. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ def main(stories_run: str, shakespeare_run: str) -> None:
         with serve_run([stories_run]) as address:
             page = open_page(browser, address)
             page.fill("#max-tokens", "120")
-            page.click("#go")
-            page.wait_for_selector("#state:has-text('seed')")
-            page.wait_for_selector("#next li")
-            page.hover("#story .token:nth-child(9)")
-            save_screenshot(page, "play-write.png", "#write")
-            page.click("#tab-inside")
+            page.click("#generate-button")
+            page.wait_for_selector("#generate-status:has-text('seed')")
+            page.wait_for_selector("#next-tokens li")
+            page.hover("#generated-text .token:nth-child(9)")
+            save_screenshot(page, "play-generate.png", "#generate")
+            page.click("#tab-inspect")
             page.wait_for_selector("#lens tbody tr")
             page.get_by_role("radio", name="2", exact=True).check()
-            page.wait_for_selector("#attends:has-text('Layer 2')")
-            page.hover("#seen .token:nth-child(60)")
+            page.wait_for_selector("#attention-summary:has-text('Layer 2')")
+            page.hover("#inspected-text .token:nth-child(60)")
             page.wait_for_timeout(500)
-            save_screenshot(page, "play-inside.png", "#inside")
+            save_screenshot(page, "play-inspect.png", "#inspect")
         with serve_run([shakespeare_run]) as address:
             page = open_page(browser, address)
-            page.click("#tab-life")
-            page.click("#life-form button")
-            page.wait_for_selector("#life-state:has-text('same seed')")
-            page.focus("#age")
+            page.click("#tab-training")
+            page.click("#snapshots-form button")
+            page.wait_for_selector("#snapshots-status:has-text('same seed')")
+            page.focus("#snapshot")
             for _ in range(4):
                 page.keyboard.press("ArrowLeft")
-            save_screenshot(page, "play-life.png", "#ages")
+            save_screenshot(page, "play-training.png", "#snapshots")
         browser.close()
 
 
 def open_page(browser: Any, address: str) -> Page:
-    """Open the page, and wait until it is ready."""
+    """Open the page and wait until it is ready."""
     page: Page = browser.new_page(viewport={"width": VIEWPORT_WIDTH, "height": 900})
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
@@ -67,7 +67,7 @@ PALETTE_SIZE = 64  # colors
 
 
 def save_screenshot(page: Page, name: str, last_selector: str) -> None:
-    """Save the page down to the end of an element, in few colors."""
+    """Save the page from its top to the end of an element, with a reduced palette."""
     box = page.locator(last_selector).bounding_box()
     assert box
     page.evaluate("window.scrollTo(0, 0)")

@@ -1,16 +1,16 @@
 """Make training.svg, the README's picture of a terminal while Tier 1 trains, from a real run.
 
-    python docs/figures/terminal.py
+    python docs/figures/terminal.py [TEXT]
 
-Trains Tier 1 in an empty folder, with its own display, and exports the picture with rich halfway.
+Trains Tier 1 on Tiny Shakespeare, read from the file TEXT or downloaded, and exports the picture
+with rich halfway. The run is written to the current folder, for screenshots.py.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,12 +71,10 @@ class RecordingDisplay(TrainingDisplay):
             SVG_PATH.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
-def main() -> None:
+def main(source: str | None = None) -> None:
     """Train Tier 1, and save the picture."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        api.train(tier=1, callbacks=[RecordingDisplay()])
+    api.train(tier=1, source=source, callbacks=[RecordingDisplay()])
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

@@ -1,3 +1,3 @@
-"""How this machine computes: device, memory, operations, and what differs between CPU, Metal and
-CUDA. Knows arrays, not models or text.
+"""Device-specific code: device, memory, operations, and differences between CPU, Metal and CUDA.
+Independent of models and datasets.
 """

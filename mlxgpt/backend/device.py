@@ -1,4 +1,4 @@
-"""The device that MLX computes on: its name, memory and measured speed."""
+"""The device that MLX computes on: name, memory and measured speed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import numpy as np
 from mlxgpt.backend import macos, memory_limits
 from mlxgpt.config import Config, override_config
 
-# For a GPU that is not to be used or trusted, as the virtual one of GitHub's Macs.
+# For machines whose GPU should not be used, such as the virtual GPU of GitHub's Macs.
 if os.environ.get("MLXGPT_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
 
 
 def on_cpu() -> bool:
-    """Whether MLX computes on the CPU: the one switch for what is special to it."""
+    """Whether MLX computes on the CPU."""
     return mx.default_device().type == mx.DeviceType.cpu
 
 
@@ -37,18 +37,18 @@ def device_type() -> str:
 
 
 def resolve_dtype(config: Config) -> Config:
-    """`config` with `dtype` resolved for this device: never by a timing, and stored in the run."""
+    """Replace `dtype = "auto"` by this device's dtype, which never depends on a timing."""
     if config.train.dtype != "auto":
         return config
     return override_config(config, {"dtype": "bfloat16" if device_type() == "cuda" else "float32"})
 
 
 def device_name() -> str:
-    """The name of the chip, as the system reports it."""
+    """Name of the chip, as the system reports it."""
     info = mx.device_info()
     if device_type() != "cpu":
         return str(info.get("device_name", device_type()))
-    if sys.platform == "darwin":  # where Python's name of every chip is "arm"
+    if sys.platform == "darwin":  # Python reports "arm" for every chip
         return macos.sysctl("machdep.cpu.brand_string") or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -61,8 +61,8 @@ def device_name() -> str:
 
 @functools.lru_cache(maxsize=2)
 def matmul_peak(dtype: str) -> float:
-    """Floating-point operations a second of a large matrix product, measured here and now: the
-    best of a few, in under a second. The speed of training is reported as a share of it.
+    """Measured FLOPs per second of a large matrix product: the best of a few, in under a second.
+    Training speed is reported as a share of it.
     """
     size = 1024 if device_type() == "cpu" else 4096
     seconds = _time_matmul(size, dtype)
@@ -84,8 +84,8 @@ def _time_matmul(size: int, dtype: str) -> float:
 
 @functools.cache
 def memory_bandwidth() -> float:
-    """Bytes a second between the device and its memory, measured here and now: the best of a few
-    sums of two large arrays, on a CPU by as many threads as it has cores.
+    """Measured memory bandwidth in bytes per second: the best of a few sums of two large arrays,
+    on a CPU with one thread per core.
     """
     length, repeats = 1 << 24, 8  # 64 MiB each: far beyond any cache
     if device_type() != "cpu":
@@ -116,8 +116,8 @@ def _time_sum(length: int, repeats: int) -> float:
 
 
 def _release_memory() -> None:
-    """Return what MLX's cache holds to the system, and forget the peak, so that a measurement's
-    arrays do not count in what is measured next.
+    """Clear MLX's cache and reset its peak memory, so that the arrays of a measurement do not count
+    in the next one.
     """
     mx.synchronize()  # a GPU holds arrays until its work is done
     mx.clear_cache()
@@ -125,8 +125,8 @@ def _release_memory() -> None:
 
 
 def has_full_precision_matmul() -> bool:
-    """Whether float32 matrices are multiplied as such. An M5's GPU, and CUDA, first round them to
-    the 10 bits of TF32, unless MLX_ENABLE_TF32=0 is set.
+    """Whether float32 matrix products have full precision. An M5's GPU and CUDA first round the
+    inputs to TF32 (10-bit mantissa), unless MLX_ENABLE_TF32=0 is set.
     """
     value = 1 + 2.0**-12  # TF32 rounds it to 1
     product = mx.full((256, 256), value) @ mx.eye(256)
@@ -134,14 +134,14 @@ def has_full_precision_matmul() -> bool:
 
 
 def memory_in_use() -> tuple[int, str]:
-    """Bytes in use, and of what: MLX's own on a GPU, the process's resident memory on a CPU."""
+    """Bytes in use and their kind: "MLX" (arrays and cache) on a GPU, "resident" on a CPU."""
     if device_type() != "cpu":
         return mx.get_active_memory() + mx.get_cache_memory(), "MLX"
     return resident_bytes(), "resident"
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far; where the system cannot, it stays."""
+    """Reset the peak of `peak_memory_bytes`, if the system supports it."""
     if device_type() != "cpu":
         mx.reset_peak_memory()
         return
@@ -150,15 +150,15 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most bytes in use since `reset_peak_memory`: MLX's own on a GPU, resident on a CPU."""
+    """Peak bytes in use since `reset_peak_memory`: MLX's on a GPU, resident memory on a CPU."""
     if device_type() != "cpu":
         return mx.get_peak_memory()
-    # Preferred to `ru_maxrss`, which on Linux starts in a child at what its parent had.
+    # Preferred to `ru_maxrss`, which a child process inherits from its parent on Linux.
     return _read_proc_bytes("/proc/self/status", "VmHWM") or _peak_resident_bytes()
 
 
 def total_memory_bytes() -> int:
-    """The device's total memory: a GPU's own or, on a CPU, the machine's or the container's."""
+    """Total memory in bytes: the GPU's, or on a CPU the machine's or container's."""
     if device_type() != "cpu":
         info = mx.device_info()
         return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
@@ -167,8 +167,8 @@ def total_memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """The memory that a training run may take: what the system recommends or has left, where it
-    reports that, else all; and no more than the container allows.
+    """Bytes of memory that a training run may use: the amount that the system recommends or has
+    available, if it reports that, else all memory; limited by the container.
     """
     if device_type() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
@@ -178,27 +178,25 @@ def free_memory_bytes() -> int:
     return total_memory_bytes()
 
 
-MAX_BATCH_FLOPS = 2e12  # FLOPs; estimated to be a second of a small Apple GPU
+MAX_BATCH_FLOPS = 2e12  # FLOPs; estimated to take a small Apple GPU one second
 
 
 def max_rows_per_batch(flops: float) -> int | None:
-    """How many sequences of `flops` FLOPs each a Mac's GPU should be given at once; None: any
-    number. macOS ends commands that keep the GPU from the display for too long.
+    """Maximum number of sequences of `flops` FLOPs per batch on a Mac's GPU; None: no maximum.
+    macOS aborts GPU commands that block the display for too long.
     """
     return max(1, int(MAX_BATCH_FLOPS / flops)) if device_type() == "metal" else None
 
 
 def limit_memory(limit: int | None = None) -> None:
-    """Keep MLX within a limit, freed buffers in its cache included: on Metal and CUDA it empties
-    the cache, the oldest first, before a new buffer would exceed the limit (`malloc` in MLX's
-    allocators). The cache has no smaller limit of its own: it may hold what a step needs, or each
-    step would return buffers to the system and wait for the same memory, filled with zeros. On a
-    CPU it holds 32 MB at most, MLX's default.
+    """Set MLX's memory limit, which includes the cache of freed buffers: Metal and CUDA evict the
+    oldest ones before an allocation would exceed it (`malloc` in MLX's allocators). The cache has
+    no smaller limit, because each step would then return buffers to the system and wait for the
+    same memory, zeroed. On a CPU, the cache holds at most 32 MB, MLX's default.
 
     Args:
-        limit: bytes; default: on a Mac, whose GPU shares the system's memory, what the system
-            recommends (MLX alone would take half as much again, and the Mac would swap), and
-            elsewhere MLX's own.
+        limit: bytes; default: on a Mac, the system's recommendation (MLX's default is 1.5 times
+            that, and the Mac would swap, since GPU and CPU share the memory); elsewhere MLX's.
     """
     if limit is None and device_type() == "metal":
         limit = free_memory_bytes()
@@ -207,7 +205,7 @@ def limit_memory(limit: int | None = None) -> None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process in bytes; its peak where the system reports only that."""
+    """Resident memory of this process in bytes; its peak if the system reports only that."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
@@ -216,7 +214,7 @@ def resident_bytes() -> int:
 
 
 def _read_proc_bytes(file: str, name: str) -> int | None:
-    """A field of one of Linux's files in /proc, in bytes; None where there is none."""
+    """A field of a /proc file in bytes; None if it does not exist."""
     return memory_limits.read_fields(Path(file)).get(f"{name}:")
 
 

@@ -1,7 +1,7 @@
-"""GPU errors: recognizes what MLX raises where it waits for a GPU, and words it for the user.
+"""GPU errors: recognize the errors that MLX raises, and convert them to user errors.
 
-MLX reports all of them as RuntimeError, and only their text tells them apart. The texts are those
-of MLX 0.32. Standard library only, since the command line imports it before MLX is needed.
+MLX raises all of them as RuntimeError, so they are recognized by their messages, those of MLX 0.32.
+Standard library only, since the command line imports it before MLX is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mlxgpt.utils.errors import UserError
 
-# A kernel that MLX cannot compile: backend/cpu/compiled.cpp, backend/metal/device.cpp.
+# Kernel compilation failed: MLX's backend/cpu/compiled.cpp and backend/metal/device.cpp.
 CPU_COMPILE_FAILURE = "[Compile::eval_cpu]"
 METAL_COMPILE_FAILURES = (
     "Unable to build metal library",
@@ -24,14 +24,14 @@ METAL_COMPILE_FAILURES = (
 
 @dataclass(frozen=True)
 class DeviceError:
-    """A failure of the GPU, and whether it can be recovered from.
+    """A GPU failure, and whether the process can recover from it.
 
     Attributes:
-        reason: what the system reported, one line.
+        reason: the system's message, one line.
         remedy: what the user can do.
-        out_of_memory: whether less work at a time may help.
-        recoverable: whether this process can use the GPU again. Not after other errors of CUDA,
-            which fail every later call of the process.
+        out_of_memory: whether smaller batches may help.
+        recoverable: whether this process can continue to use the GPU. After a CUDA error other than
+            out of memory, every later call fails.
     """
 
     reason: str
@@ -40,15 +40,15 @@ class DeviceError:
     recoverable: bool
 
     def to_user_error(self, outcome: str = "") -> UserError:
-        """The two lines for the user; `outcome` ends the first one."""
+        """Two-line error for the user; `outcome` is appended to the first line."""
         problem = "the GPU is out of memory" if self.out_of_memory else "the GPU failed"
         return UserError(f"{problem}: {self.reason}{outcome}", self.remedy)
 
 
-# A failed command buffer of Metal (backend/metal/device.cpp); the system's reason follows it.
+# A failed Metal command buffer (MLX's backend/metal/device.cpp), followed by the system's reason.
 METAL_PREFIX = "[METAL] Command buffer execution failed: "
 ALLOCATION_FAILURES = ("[malloc] Unable to allocate", "[metal::malloc]")
-# A failed call of CUDA, as backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp word it.
+# A failed CUDA call, as in MLX's backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp.
 CUDA_FAILURE = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
 OUT_OF_MEMORY = (
     "insufficient memory",
@@ -67,11 +67,11 @@ RUN_AGAIN_REMEDY = "run the same command again; if it fails again, update the GP
 
 
 def classify_device_error(error: BaseException) -> DeviceError | None:
-    """The GPU's failure that an exception reports; None for any other exception."""
+    """Convert an exception to a DeviceError; None if it does not report a GPU failure."""
     text = str(error)
     lines = text.removeprefix(METAL_PREFIX).strip().splitlines()
     reason = lines[0].rstrip(".")[:300] if lines else ""
-    if any(words in text for words in METAL_COMPILE_FAILURES):  # also with compilation disabled
+    if any(words in text for words in METAL_COMPILE_FAILURES):  # even with mx.compile disabled
         return DeviceError(reason, RUN_AGAIN_REMEDY, out_of_memory=False, recoverable=False)
     is_metal = METAL_PREFIX in text
     if not (is_metal or text.startswith(ALLOCATION_FAILURES) or CUDA_FAILURE.match(text)):
@@ -83,17 +83,17 @@ def classify_device_error(error: BaseException) -> DeviceError | None:
 
 
 def is_compile_failure(error: BaseException) -> bool:
-    """Whether MLX could not compile one of its kernels while running."""
+    """Whether an exception means that MLX could not compile a kernel at run time."""
     texts = (CPU_COMPILE_FAILURE, *METAL_COMPILE_FAILURES)
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 @contextlib.contextmanager
 def convert_device_errors(outcome: str = "") -> Iterator[None]:
-    """Turn the GPU's failures into the two lines for the user.
+    """Context that converts GPU failures to user errors.
 
     Raises:
-        UserError: for a failure of the GPU.
+        UserError: for a GPU failure.
     """
     try:
         yield

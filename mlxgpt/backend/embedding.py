@@ -1,7 +1,7 @@
-"""Embedding lookup for GPUs whose gradient has the same bits each time.
+"""Embedding lookup with a deterministic gradient on GPUs.
 
 MLX's own gradient adds the rows of equal ids with atomics, in any order (`Gather::vjp`, Metal's
-`scatter.h`, CUDA's `scatter_ops.cuh`). It is the only sum of a training step whose bits vary on a
+`scatter.h`, CUDA's `scatter_ops.cuh`). It is the only nondeterministic sum of a training step on a
 GPU.
 """
 
@@ -28,10 +28,10 @@ def _lookup_vjp(
 
 
 def sum_by_id(rows: mx.array, ids: mx.array, count: int) -> mx.array:
-    """Sum of `rows` [N, C] for each id below `count`: [count, C]. `ids` is [N]."""
+    """Sum the `rows` [N, C] of each id: [count, C]. `ids` [N] are below `count`."""
     if count > MAX_ONE_HOT and mx.metal.is_available():
         return sum_by_segments(rows, ids, count)
-    return sum_by_one_hot(rows, ids, count)  # some versions on CUDA lack `segmented_mm`
+    return sum_by_one_hot(rows, ids, count)  # some CUDA versions of MLX lack `segmented_mm`
 
 
 def sum_by_one_hot(rows: mx.array, ids: mx.array, count: int) -> mx.array:
@@ -43,8 +43,8 @@ def sum_by_one_hot(rows: mx.array, ids: mx.array, count: int) -> mx.array:
 
 
 def sum_by_segments(rows: mx.array, ids: mx.array, count: int) -> mx.array:
-    """`sum_by_id` as a segmented product of the rows, sorted by id."""
-    counts = mx.zeros(count, mx.int32).at[ids].add(1)  # integers: the order does not matter
+    """`sum_by_id` as a segmented matrix product of the rows sorted by id."""
+    counts = mx.zeros(count, mx.int32).at[ids].add(1)  # integers, so the order does not matter
     ends = mx.cumsum(counts)
     segments = mx.stack([ends - counts, ends], axis=1)
     ones = mx.ones((1, len(ids)), rows.dtype)

@@ -1,4 +1,4 @@
-"""What the bits of a training run depend on besides its settings: machine, libraries, threads."""
+"""Environment settings that affect numerical results: device, library versions, threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxgpt.backend.cpu import blas, jit
 
 
 def describe_environment(ranks: int = 1) -> dict[str, str]:
-    """Versions, device and threads of this machine, by name, and the number of ranks."""
+    """Library versions, device and thread counts of this machine, and the number of ranks."""
     environment = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.device_name()}
     environment |= {"ranks": str(ranks), "backend": device.device_type()}
     if device.on_cpu():
@@ -24,7 +24,7 @@ def describe_environment(ranks: int = 1) -> dict[str, str]:
 
 
 def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The entries of `now` that had another value before, as "name old → new"."""
+    """List the entries of `now` whose value changed, as "name old → new"."""
     return [
         f"{name} {before[name]} → {value}"
         for name, value in now.items()

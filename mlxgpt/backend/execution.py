@@ -1,7 +1,6 @@
-"""How functions are executed on this device: compiled and, on a CPU, on two threads.
+"""Execute functions on this device: compiled and, on a CPU, on two threads.
 
-On a GPU there is one thread, nothing is split, and BLAS is not used: the functions for the CPU then
-do nothing.
+On a GPU there is one thread, batches are not split, and the functions for the CPU do nothing.
 """
 
 from __future__ import annotations
@@ -38,26 +37,26 @@ _compile_failure: str | None = None
 
 
 def compile_function(function: Callable, **options: Any) -> Callable:
-    """`mx.compile` of a function, where this machine can compile; otherwise MLX executes it one
-    operation after another. Options are those of `mx.compile`.
+    """`mx.compile` a function; without a working compiler, MLX executes it one operation at a time.
+    Options are those of `mx.compile`.
     """
-    compile_failure()  # before MLX makes its first kernel
+    compile_failure()  # disables compilation if needed, before MLX compiles its first kernel
     return mx.compile(function, **options)
 
 
 def compile_failure() -> str | None:
-    """One line on why MLX compiles no kernels here; None if it does."""
+    """Why MLX cannot compile kernels on this machine, in one line; None if it can."""
     if _compile_failure is None and device.on_cpu() and (problem := jit.compiler_problem()):
         _disable_compilation(problem)
     return _compile_failure
 
 
 def disable_compilation_on_error(error: RuntimeError) -> str | None:
-    """Disable compilation if an error says that MLX could not compile one of its kernels. The
-    computation can then be started over.
+    """Disable compilation if an error says that MLX could not compile a kernel. The computation can
+    then be retried.
 
     Returns:
-        One line for the user; None for any other error, or if compilation was disabled before.
+        One line for the user; None for any other error, or if compilation was already disabled.
     """
     if _compile_failure or not device_errors.is_compile_failure(error):
         return None
@@ -78,45 +77,45 @@ def _disable_compilation(failure: str) -> str:
 
 
 def slow_reasons() -> list[str]:
-    """One line for each reason why computing is slower on this machine than it could be."""
+    """Reasons why this machine computes slower than it could, one line each."""
     reasons = [blas.blas_status()] if device.on_cpu() and not blas.has_fast_blas() else []
     failure = compile_failure()
     return [*reasons, failure] if failure else reasons
 
 
 def thread_count() -> int:
-    """Number of threads that compute a batch together: 2 on a CPU, 1 on a GPU."""
+    """Number of threads that share a batch: 2 on a CPU, 1 on a GPU."""
     return parallel.THREADS if device.on_cpu() else 1
 
 
 def chunks_per_thread(rows: int, length: int) -> int:
-    """Number of equal chunks in which each thread computes its share of a batch, one after the
-    other, to save memory; 1 on a GPU.
+    """Number of equal chunks into which each thread splits its share of a batch, to save memory; 1
+    on a GPU.
 
     Args:
-        rows: sequences of the whole batch, over all threads.
-        length: tokens of each.
+        rows: sequences in the whole batch, over all threads.
+        length: tokens per sequence.
     """
     return parallel.cpu_chunks_per_thread(rows, length) if device.on_cpu() else 1
 
 
 class PerThreadFunction(Generic[ResultT]):
-    """One function for each of the `thread_count()` threads, called at the same time.
+    """A function for each of the `thread_count()` threads, called in parallel.
 
     Args:
-        make_function: makes the function, called once for each thread; a compiled function belongs
-            to the thread that traced it.
+        make_function: creates the function; called once per thread, since a compiled function
+            belongs to the thread that traced it.
     """
 
     def __init__(self, make_function: Callable[[], Callable[..., ResultT]]) -> None:
         self._functions = [make_function() for _ in range(thread_count())]
 
     def __call__(self, arguments: Iterable[tuple]) -> list[ResultT]:
-        """Call the functions, each with one tuple of arguments.
+        """Call each function with one tuple of arguments.
 
         Args:
-            arguments: one tuple for each thread. With a single tuple, or on a GPU, all calls are
-                made on this thread, one after another.
+            arguments: one tuple per thread. With a single tuple, or on a GPU, this thread makes all
+                calls, one after another.
 
         Returns:
             The results in order; evaluated if two threads computed them.
@@ -133,14 +132,14 @@ class PerThreadFunction(Generic[ResultT]):
 def shard_batch(
     inputs: mx.array, targets: mx.array, key: mx.array
 ) -> list[tuple[mx.array, mx.array, mx.array]]:
-    """Divide a batch among the threads that compute it: for each one (inputs, targets, keys), with
-    one part after the other along the first axis. A GPU has one thread, whose parts are the
-    micro-batches. A CPU has two, each with half of every micro-batch in chunks, or with half of
-    the micro-batches if their rows are odd in number.
+    """Split a batch among the threads: (inputs, targets, keys) of each thread, its parts along the
+    first axis. On a GPU, there is one thread, and the parts are the micro-batches. On a CPU, each
+    of two threads gets half of every micro-batch, in chunks, or half of the micro-batches if B is
+    odd.
 
     Args:
-        inputs, targets: ids[A, B, T].
-        key: for dropout; each part gets its own from it.
+        inputs, targets: token ids [A, B, T] of A micro-batches.
+        key: random key for dropout, split into one key per part.
     """
     A, B, T = inputs.shape
     threads = thread_count()

@@ -1,8 +1,8 @@
-"""Matrix products whose weight gradients are laid out in memory like the weights.
+"""Matrix products whose weight gradients have the same memory layout as the weights.
 
-MLX's own gradient of a weight is a transposed array. The optimizer's fused kernels then read
-weight, moments and gradient by their strides, value by value (`compiled_check_contiguity` in MLX's
-sources).
+MLX's own gradient of a weight is a transposed array, so that the optimizer's fused kernels use
+strided access to weight, moments and gradient, one value at a time (`compiled_check_contiguity` in
+MLX's sources).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _matmul_plus_bias_vjp(
 def _gradients(
     x: mx.array, weight: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of x [..., I] and `weight` [O, I], and the cotangent as rows [N, O]."""
+    """Gradients of x [..., I] and `weight` [O, I], and the cotangent as rows [N, O]."""
     x_rows, cotangent_rows = (z.reshape(-1, z.shape[-1]) for z in (x, cotangent))
     x_gradient = (cotangent_rows @ weight).reshape(x.shape)
     return x_gradient, cotangent_rows.T @ x_rows, cotangent_rows

@@ -1,6 +1,6 @@
-"""macOS only: the check for Apple silicon, no sleep while training, sysctl.
+"""macOS-specific code: check for Apple silicon, sleep prevention, sysctl.
 
-Standard library only, since MLX does not even load on other Macs.
+Standard library only, since MLX does not load on Intel Macs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mlxgpt.utils.errors import UserError
 
 
 def check_apple_silicon() -> None:
-    """Refuse a Mac where Python does not run natively on Apple silicon.
+    """Check that a Mac has Apple silicon and a native Python.
 
     Raises:
-        UserError: on an Intel Mac, and for an Intel Python under Rosetta.
+        UserError: on an Intel Mac, and for an Intel build of Python under Rosetta.
     """
     if sys.platform != "darwin" or os.uname().machine == "arm64":
         return
@@ -36,17 +36,17 @@ def check_apple_silicon() -> None:
 
 @contextlib.contextmanager
 def prevent_sleep() -> Iterator[None]:
-    """Keep a Mac from going to sleep: a Mac asleep trains nothing."""
+    """Context that keeps a Mac from going to sleep; does nothing on other systems."""
     if sys.platform != "darwin":
         yield
         return
     process = None
     with contextlib.suppress(OSError):
         process = subprocess.Popen(
-            # -i: while idle; -w: no longer than this process lives, however it ends.
+            # -i: no idle sleep; -w: until this process ends, even if it is killed.
             ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us, and there is a step to finish
+            start_new_session=True,  # Ctrl-C must not reach it while we finish a step
         )
     try:
         yield
@@ -57,7 +57,7 @@ def prevent_sleep() -> Iterator[None]:
 
 
 def sysctl(name: str) -> str:
-    """A value of macOS's `sysctl`; empty where there is none."""
+    """A value of macOS's `sysctl`; empty if it does not exist."""
     with contextlib.suppress(OSError):
         command = ["/usr/sbin/sysctl", "-n", name]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -65,12 +65,12 @@ def sysctl(name: str) -> str:
 
 
 def is_xcode_stub(program: str) -> bool:
-    """Whether a program, such as /usr/bin/git, would open the installer of Apple's developer tools
-    instead of doing its work, since these are missing.
+    """Whether a program, such as /usr/bin/git, is a stub that opens the installer of Apple's
+    developer tools, because they are missing.
     """
     if sys.platform != "darwin" or not program.startswith("/usr/bin/"):
         return False
-    command = ["/usr/bin/xcode-select", "-p"]  # prints their folder, fails where there is none
+    command = ["/usr/bin/xcode-select", "-p"]  # fails if the tools are not installed
     return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 

@@ -1,6 +1,6 @@
-"""Limits on this process's memory: on its address space (`ulimit -v`), and by containers (cgroups).
+"""Limits on this process's memory: address space (`ulimit -v`) and containers (cgroups).
 
-Standard library only, since it is imported before anything large.
+Standard library only, since it is imported before any large library.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MIN_RESIDENT = 128 << 20  # bytes of the libraries, measured on Linux with numpy
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A limit on memory.
+    """A memory limit.
 
     Attributes:
         name: what is limited.
         total: bytes.
-        free: bytes that this process may have resident, what it has already included.
-        required: bytes that mlxgpt takes without a model.
-        remedy: how to raise it.
+        free: bytes that this process may have resident, including those that it already has.
+        required: bytes that mlxgpt needs without a model.
+        remedy: how to raise the limit.
     """
 
     name: str
@@ -39,25 +39,25 @@ class MemoryLimit:
 
 
 def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
-    """All limits on this process; none where the system is not Linux.
+    """All memory limits on this process; empty on systems other than Linux.
 
     Args:
-        root: where proc/ and sys/ are.
+        root: folder that contains proc/ and sys/.
     """
     return [*_address_space_limits(root), *_cgroup_limits(root)] if sys.platform == "linux" else []
 
 
 def address_space_limit() -> int | None:
-    """The limit on this process's address space, in bytes; None without one."""
+    """Limit on this process's address space in bytes; None if unlimited."""
     total, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if total == resource.RLIM_INFINITY else total
 
 
 def check_memory_limits() -> None:
-    """Refuse to start where loading the libraries would fail.
+    """Check that the limits leave enough memory to load the libraries.
 
     Raises:
-        UserError: naming the limit.
+        UserError: for a limit that is too low.
     """
     for limit in memory_limits():
         if limit.total < limit.required:
@@ -68,7 +68,7 @@ def check_memory_limits() -> None:
             )
 
 
-# What the system, C++, numpy, MLX and Python report where memory or threads run out.
+# Messages of the system, C++, numpy, MLX and Python when memory or threads run out.
 OUT_OF_MEMORY_MESSAGES = (
     "std::bad_alloc",
     "unable to allocate",
@@ -83,7 +83,7 @@ OUT_OF_MEMORY_MESSAGES = (
 
 
 def explain_out_of_memory(error: BaseException) -> UserError | None:
-    """The two lines for the user if an error means that memory ran out; else None."""
+    """Two-line error for the user if an exception means that memory ran out; else None."""
     text = str(error).lower()
     ran_out = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if not ran_out and not any(words in text for words in OUT_OF_MEMORY_MESSAGES):
@@ -92,7 +92,7 @@ def explain_out_of_memory(error: BaseException) -> UserError | None:
 
 
 def crash_error(exit_reason: str) -> UserError:
-    """The error of a process that was ended: by a signal, or a library with a code of its own."""
+    """Error for a process that was killed by a signal or exited by a library."""
     return _out_of_memory_error(f"the process ended with {exit_reason}, probably out of memory")
 
 
@@ -104,7 +104,7 @@ def _out_of_memory_error(problem: str) -> UserError:
     return UserError(problem, f"close other programs, or {remedy}.")
 
 
-# Bytes that the libraries reserve, alone and for each BLAS thread; measured as MIN_RESIDENT.
+# Bytes that the libraries reserve, and more for each BLAS thread; measured like MIN_RESIDENT.
 MIN_ADDRESS_SPACE, ADDRESS_SPACE_PER_THREAD = 360 << 20, 80 << 20
 
 
@@ -123,12 +123,12 @@ def _address_space_limits(root: Path) -> Iterator[MemoryLimit]:
 
 
 def _cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
-    """Memory limits of this process's cgroup and of all its parents."""
+    """Memory limits of this process's cgroup and all its parents."""
     own_bytes = read_fields(root / "proc/self/status").get("RssAnon:", 0)
     for folder, (names, usage, cache) in _list_cgroups(root):
         totals = [value for name in names if (value := _read_number(folder / name)) is not None]
         used = _read_number(folder / usage)
-        if used is None or not totals or min(totals) >= 1 << 60:  # in v1: no limit
+        if used is None or not totals or min(totals) >= 1 << 60:  # v1's value for no limit
             continue
         used = max(0, used - read_fields(folder / "memory.stat", unit=1).get(cache, 0))
         free = max(0, min(totals) - used + own_bytes)
@@ -136,7 +136,7 @@ def _cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
         yield MemoryLimit("this container's memory", min(totals), free, MIN_RESIDENT, remedy)
 
 
-# The files of a limit and of usage, and the field of reclaimable file cache, in cgroup v2 and v1.
+# Files of limits and usage, and memory.stat's field of reclaimable cache, in cgroup v2 and v1.
 _CgroupFiles = tuple[tuple[str, ...], str, str]
 CGROUP_V2: _CgroupFiles = (("memory.max", "memory.high"), "memory.current", "inactive_file")
 CGROUP_V1: _CgroupFiles = (
@@ -147,7 +147,7 @@ CGROUP_V1: _CgroupFiles = (
 
 
 def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
-    """Folders of this process's memory cgroups, from the inside out, with their files' names."""
+    """Folders of this process's memory cgroups, innermost first, with their file names."""
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             hierarchy, controllers, path = line.split(":", 2)
@@ -157,7 +157,7 @@ def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
                 mount, names = root / "sys/fs/cgroup/memory", CGROUP_V1
             else:
                 continue
-            # A container sees its own cgroup as the mount itself, and with v1 the path outside.
+            # In a container, the mount itself is its cgroup, and v1 lists the path on the host.
             cgroup = mount.joinpath(*(part for part in path.split("/") if part != ".."))
             while cgroup != mount.parent:
                 yield cgroup, names
@@ -165,7 +165,7 @@ def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
 
 
 def read_fields(path: Path, unit: int = 1024) -> dict[str, int]:
-    """The numbers in a file of names and values, in bytes; none if it cannot be read."""
+    """Parse a file of "name value" lines, in bytes; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         rows = [line.split() for line in path.read_text().splitlines()]
         return {row[0]: unit * int(row[1]) for row in rows if row[1:] and row[1].isdecimal()}
@@ -173,7 +173,7 @@ def read_fields(path: Path, unit: int = 1024) -> dict[str, int]:
 
 
 def _read_number(path: Path) -> int | None:
-    """The number in a file; None where there is none, such as `max`."""
+    """The number in a file; None if it contains something else, such as `max`."""
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_text())
     return None

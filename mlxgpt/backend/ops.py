@@ -1,7 +1,6 @@
 """Operations of a model: embedding, linear layer, GELU, SiLU, norms, attention, cross-entropy.
 
-On a GPU each is one of MLX's own kernels. On the CPU they are the formulas of `cpu/kernels.py`,
-where those are faster.
+On a GPU these call MLX's kernels; on a CPU, those of `cpu/kernels.py` where they are faster.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
 
 
 def to_column_major(weight: mx.array) -> mx.array:
-    """The same `weight` [O, I] in the memory layout that decoding reads fastest; it has no
-    gradient.
-    """
+    """`weight` [O, I] in the memory layout that is fastest for decoding; no gradient."""
     return weights.cpu_to_column_major(weight) if device.on_cpu() else weight
 
 
@@ -77,14 +74,14 @@ def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
 
 
 def softmax(x: mx.array) -> mx.array:
-    """Softmax over the last axis; any shape. On a CPU it has no gradient."""
+    """Softmax over the last axis; any shape. No gradient on a CPU."""
     if use_cpu_kernel(x, x.size):
         return kernels.cpu_softmax(x)
     return mx.softmax(x, axis=-1)
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """softmax(q kᵀ / √D) v, where each position attends to itself and those before it.
+    """Causal attention, softmax(q kᵀ / √D) v: each position attends to itself and earlier ones.
 
     Args:
         q, k, v: [B, H, T, D].
@@ -98,12 +95,12 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 
 def decode_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-    """softmax(q kᵀ / √D) v for the last token of each sequence. On a CPU it has no gradient.
+    """Attention of the last token of each sequence, for decoding. No gradient on a CPU.
 
     Args:
         q: [B, H, 1, D].
         k, v: [B, H, T, D].
-        mask: bool [B or 1, 1, 1, T], which positions of k and v are attended to.
+        mask: bool [B or 1, 1, 1, T], true for the positions to attend to.
 
     Returns:
         [B, H, 1, D]
@@ -115,7 +112,7 @@ def decode_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> m
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """-log softmax(logits)[target], in nats.
+    """Cross-entropy, -log softmax(logits)[target], in nats.
 
     Args:
         logits: [..., V], float32.

@@ -1,4 +1,4 @@
-"""Reading and writing of safetensors files by MLX; file errors are OSErrors with an errno."""
+"""Read and write safetensors files with MLX; file errors are raised as OSError with an errno."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxgpt.utils import files
 
 
 class ErrorRecordingFile(io.FileIO):
-    """A file for MLX that keeps the OSError of a failed read, of which MLX makes a RuntimeError."""
+    """A file that keeps the OSError of a failed read, which MLX replaces by a RuntimeError."""
 
     error: OSError | None = None
 
@@ -26,11 +26,11 @@ class ErrorRecordingFile(io.FileIO):
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, by MLX, which compares the header with the file's length.
+    """Load the arrays of a safetensors file; MLX checks the header against the file's length.
 
     Raises:
-        OSError: if it cannot be read.
-        RuntimeError: if MLX finds no arrays in it, or has no memory for them.
+        OSError: if the file cannot be read.
+        RuntimeError: if the file is not valid, or memory runs out.
     """
     with (
         files.add_filename_to_errors(path),
@@ -39,7 +39,7 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     ):
         try:
             arrays = mx.load(cast(Any, file), format="safetensors")
-            mx.eval(arrays)  # MLX would read the file only when they are needed
+            mx.eval(arrays)  # MLX loads lazily: read before the file is closed
             return cast(dict[str, mx.array], arrays)
         except RuntimeError as error:
             raise raw.error or error from error
@@ -51,7 +51,7 @@ def save_arrays(
     """Write a safetensors file.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     with files.add_filename_to_errors(path), path.open("wb") as file:
         mx.save_safetensors(cast(Any, file), arrays, dict(metadata or {}))

@@ -1,7 +1,7 @@
-"""Runs the command in a child process and explains its crash: on Linux, if memory is limited.
+"""Run the command in a child process and explain its crash; used on Linux if memory is limited.
 
-MLX's CPU allocator writes to what malloc returned without a check, OpenBLAS ends the process where
-it gets no memory, and the kernel kills it in a container: no process can report these itself.
+A process cannot report these crashes itself: MLX's CPU allocator does not check the result of
+malloc, OpenBLAS exits if it gets no memory, and in a container the kernel kills the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 def enter_supervised_child() -> bool:
-    """Whether a supervisor runs this process, which then is killed when the supervisor ends."""
+    """Return whether a supervisor runs this process; it is then killed when the supervisor ends."""
     if os.environ.pop(SUPERVISED_ENV, None) is None:
         return False
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -34,10 +34,10 @@ CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
 
 
 def run_supervised() -> int:
-    """Run this process's own command line as a child, and return its exit code.
+    """Run this process's command line in a child process, and return its exit code.
 
     Raises:
-        UserError: if it crashed.
+        UserError: if the child crashed.
     """
     assert sys.platform == "linux"
     signals = {*FORWARDED_SIGNALS, signal.SIGCHLD}
@@ -46,13 +46,13 @@ def run_supervised() -> int:
     child = subprocess.Popen(command, env={**os.environ, SUPERVISED_ENV: "1"})
     while child.poll() is None:
         signal_info = signal.sigwaitinfo(signals)
-        # What the terminal sends, with a code above 0, reaches both processes.
+        # Signals from the terminal have a code above 0 and reach the child directly.
         if signal_info.si_signo in FORWARDED_SIGNALS and signal_info.si_code <= 0:
             child.send_signal(signal_info.si_signo)
     code = child.returncode
     if code >= CLEAN_EXIT_OFFSET:
         return code - CLEAN_EXIT_OFFSET
-    if -code in CRASH_SIGNALS or code > 0:  # OpenBLAS ends with 1
+    if -code in CRASH_SIGNALS or code > 0:  # OpenBLAS exits with 1
         exit_reason = signal.Signals(-code).name if code < 0 else f"code {code}"
         raise memory_limits.crash_error(exit_reason)
     return 128 - code

@@ -1,1 +1,1 @@
-"""Benchmarks: speed of both tiers and of several ranks, and the report of them."""
+"""Benchmarks of training and generation, of distributed training steps, and their reports."""

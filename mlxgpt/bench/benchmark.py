@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def benchmark_distributed() -> DistributedTiming | None:
-    """Measure a training step of Tier 2 on the ranks that mlx.launch started, or on two ranks on
-    this machine; None on the non-main ranks.
+    """Measure a training step of Tier 2 on the ranks that mlx.launch started, or else on two local
+    ranks; None on the non-main ranks.
     """
     from mlxgpt.bench import distributed, speed
     from mlxgpt.distributed.launcher import is_launched
@@ -33,17 +33,17 @@ def benchmark_distributed() -> DistributedTiming | None:
 
 
 def benchmark(
-    *, tier: int | None = None, out: PathLike = "benchmarks/reports"
+    *, tier: int | None = None, output: PathLike = "benchmarks/reports"
 ) -> tuple[Measurement, tuple[Path, Path]]:
-    """Measure both tiers on this machine, and write a report: its JSON file and its Markdown file.
+    """Benchmark both tiers on this machine, and write a report as a JSON and a Markdown file.
 
     Args:
-        tier: measure only this one.
-        out: the folder of reports.
+        tier: measure only this tier.
+        output: folder for the report.
     """
-    from mlxgpt.bench import speed  # here, so that other commands do not wait for its imports
+    from mlxgpt.bench import speed  # slow to import
 
-    folder = Path(out)
+    folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

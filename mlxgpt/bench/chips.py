@@ -1,4 +1,4 @@
-"""Apple's chips, and their *estimated* speed, from FLOPs and public measurements."""
+"""Apple chips and their *estimated* speed, from FLOPs and published measurements."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mlxgpt.bench.records import TierResult
 
 @dataclass(frozen=True)
 class Chip:
-    """An Apple chip's float32 peak, and its memory's bandwidth: two if there are two versions, none
-    where we have no source.
+    """An Apple chip: float32 peak and memory bandwidth (two if there are two versions, none if we
+    have no source).
     """
 
     name: str
@@ -20,7 +20,7 @@ class Chip:
     gb_per_second: tuple[int, ...]
 
 
-# TFLOPS and GB/s of base, Pro, Max and Ultra: public spec sheets and measurements of the peak.
+# TFLOPS and GB/s of base, Pro, Max and Ultra, from spec sheets and published peak measurements.
 APPLE_SPECS = {
     "M1": ((2.6, 5.2, 10.4, 21), ((68,), (200,), (400,), (800,))),
     "M2": ((3.6, 6.8, 13.5, 27.2), ((102,), (205,), (400,), (800,))),
@@ -34,26 +34,26 @@ CHIPS = tuple(
     for suffix, tflops, bandwidths in zip(("", " Pro", " Max", " Ultra"), *specs, strict=False)
 )
 
-ESTIMATED_MFU = 0.25  # share of the peak that public measurements of small models reached
+ESTIMATED_MFU = 0.25  # share of the peak in published measurements of small models
 
 
 def estimate_training_speed(chip: Chip, tier: TierResult) -> float:
-    """Tokens per second in training, *estimated*."""
+    """*Estimated* training speed in tokens per second."""
     return ESTIMATED_MFU * 1e12 * chip.tflops / tier.training.flops_per_token
 
 
 def max_generation_speed(chip: Chip, tier: TierResult) -> tuple[float, ...]:
-    """Tokens per second in generation that a chip cannot exceed; one for each bandwidth."""
+    """Upper bound of the generation speed in tokens per second, for each bandwidth of the chip."""
     return tuple(
         1e9 * bandwidth / tier.generation.bytes_per_token for bandwidth in chip.gb_per_second
     )
 
 
-MIN_MEASURED_PARAMETERS = 3_500_000  # of the smallest model in those measurements
+MIN_MEASURED_PARAMETERS = 3_500_000  # smallest model in those measurements
 
 
 def render_chip_estimates(tiers: Sequence[TierResult]) -> list[str]:
-    """The report's section on Apple's chips."""
+    """Render the report's section on Apple chips."""
     lines = [
         "## Apple chips: *estimated*",
         "",

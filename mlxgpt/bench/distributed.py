@@ -1,5 +1,5 @@
-"""Measures a training step of several ranks: of those that mlx.launch started, or of ranks on this
-machine that share its cores, connected over loopback.
+"""Benchmark of a distributed training step, on the ranks that mlx.launch started or on local ranks
+that share this machine's cores and communicate over loopback.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class DistributedBenchPlan:
-    """How much to measure: repeats of as many steps as take about `seconds`."""
+    """How much to measure: `repeats`, each of as many steps as take about `seconds`."""
 
     repeats: int = 5
     seconds: float = 2.0
@@ -40,18 +40,18 @@ class DistributedBenchPlan:
 
 @dataclass(frozen=True)
 class DistributedTiming:
-    """Times of a training step of several ranks.
+    """Timing of a distributed training step.
 
     Attributes:
-        size: how many.
-        hosts: their machines' names.
-        sequences: of a step, all ranks' together.
-        tokens: of a step.
-        parameters: of the model, whose gradients are averaged in float32.
-        ms_alone: of a step that the first rank takes alone, with all sequences.
-        ms_share: of a rank's share, without the averaging; the slowest rank's.
-        ms_step: of a step together.
-        ms_halved: of a step together whose gradients are all-reduced in bfloat16.
+        size: number of ranks.
+        hosts: host name of each rank.
+        sequences: per step, over all ranks.
+        tokens: per step, over all ranks.
+        parameters: number of parameters, whose gradients are all-reduced in float32.
+        ms_alone: a step of the main rank alone, with all sequences.
+        ms_share: the slowest rank's share of a step, without the all-reduce.
+        ms_step: a step of all ranks.
+        ms_halved: a step of all ranks with gradients all-reduced in bfloat16.
     """
 
     size: int
@@ -66,18 +66,18 @@ class DistributedTiming:
 
     @property
     def efficiency(self) -> float:
-        """Tokens a second of each rank, as a share of what one rank reaches alone."""
+        """Scaling efficiency: tokens per second and rank, relative to one rank alone."""
         return self.ms_alone.median / self.ms_step.median / self.size
 
 
 def measure_distributed_step(
     group: ProcessGroup, config: Config, plan: DistributedBenchPlan
 ) -> DistributedTiming | None:
-    """Time steps of one rank alone, of each rank's share and of all ranks together, in turns; None
-    on the non-main ranks.
+    """Time steps of the main rank alone, of each rank's share and of all ranks, in turn; None on
+    the non-main ranks.
 
     Args:
-        config: with its vocabulary and dtype.
+        config: with `vocab_size` and `dtype` resolved.
     """
     halved_config = override_config(config, {"reduce_dtype": "bfloat16"})
     train_steps: dict[str, TrainStep] = {
@@ -93,7 +93,7 @@ def measure_distributed_step(
     tokens = TokenArray(ids, vocab_size)
 
     def measure_ms(kind: str, steps: int) -> float:
-        """Milliseconds per step of the slowest rank; ranks that take no part wait at a barrier."""
+        """Milliseconds per step of the slowest rank; ranks without this kind wait at a barrier."""
         group.barrier(f"before {kind}")
         ms = 0.0
         if kind in train_steps:
@@ -133,7 +133,7 @@ def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -
     """Measure with `size` ranks on this machine, each in a process with its share of the cores.
 
     Raises:
-        UserError: if one of them fails.
+        UserError: if a rank fails.
     """
     with TemporaryDirectory() as temp_dir, ExitStack() as stack:
         ports = []
@@ -171,7 +171,7 @@ def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -
 
 
 def rank_environment(rank: int, hostfile: Path, threads: int) -> dict[str, str]:
-    """Environment variables that mlx.launch sets for a rank, and its number of BLAS threads."""
+    """Environment variables that mlx.launch sets for a rank, and the number of BLAS threads."""
     return {
         "MLX_RANK": str(rank),
         "MLX_HOSTFILE": str(hostfile),
@@ -180,7 +180,7 @@ def rank_environment(rank: int, hostfile: Path, threads: int) -> dict[str, str]:
 
 
 def _assign_cores(size: int) -> Iterator[str]:
-    """Each rank's cores, where a process can choose them."""
+    """The cores of each rank, if the system supports CPU affinity."""
     if not hasattr(os, "sched_setaffinity"):
         return
     all_cores = sorted(os.sched_getaffinity(0))
@@ -192,13 +192,13 @@ TIMING_FIELDS = ("ms_alone", "ms_share", "ms_step", "ms_halved")
 
 
 def parse_distributed_timing(tree: dict[str, Any]) -> DistributedTiming:
-    """A DistributedTiming from its parsed JSON."""
+    """Convert parsed JSON to a DistributedTiming."""
     times = {name: SummaryStats.from_tree(tree[name]) for name in TIMING_FIELDS}
     return DistributedTiming(**{**tree, **times, "hosts": tuple(tree["hosts"])})
 
 
 def format_distributed_timing(timing: DistributedTiming) -> list[str]:
-    """A timing as lines of text."""
+    """Format a timing as lines of text."""
     share, step = timing.ms_share.median, timing.ms_step.median
     return [
         f"{timing.size} ranks on {', '.join(sorted(set(timing.hosts)))}, "
@@ -216,10 +216,10 @@ def format_distributed_timing(timing: DistributedTiming) -> list[str]:
 def measure_on_launched_ranks(
     config: Config, plan: DistributedBenchPlan
 ) -> DistributedTiming | None:
-    """Measure with the ranks that this process was launched with; the result is the main rank's.
+    """Measure with the ranks that mlx.launch started; None on the non-main ranks.
 
     Raises:
-        UserError: if it was launched alone.
+        UserError: if there is only one rank.
     """
     with init_process_group() as group:
         if group.size == 1:
@@ -230,7 +230,7 @@ def measure_on_launched_ranks(
 
 
 def run_rank() -> None:
-    """Entry point of a rank: measure the request in argv[1], on the cores in argv[2] if given; the
+    """Entry point of a rank: measure the request in argv[1], on the cores in argv[2] if given. The
     main rank prints a DistributedTiming as JSON.
     """
     request = json.loads(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Numbers and tables in Markdown."""
+"""Format numbers and tables for Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlxgpt.bench.records import SummaryStats
 
 
 def format_number(number: float, digits: int = 3) -> str:
-    """A positive number rounded to `digits` significant digits, as 12,300 or 1.23."""
+    """Format a positive number with `digits` significant digits, such as 12,300 or 1.23."""
     if number <= 0:
         return f"{number:g}"
     decimals = digits - 1 - math.floor(math.log10(number))
@@ -17,7 +17,7 @@ def format_number(number: float, digits: int = 3) -> str:
 
 
 def format_stats(stats: SummaryStats) -> str:
-    """The median, in brackets the least and the most."""
+    """Format as "median (minimum to maximum)"."""
     return (
         f"{format_number(stats.median)} ({format_number(stats.least)} to "
         f"{format_number(stats.most)})"
@@ -25,7 +25,7 @@ def format_stats(stats: SummaryStats) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     for unit, unit_seconds in (("h", 3600), ("min", 60)):
         if seconds >= unit_seconds:
             return f"{format_number(seconds / unit_seconds, 2)} {unit}"
@@ -33,7 +33,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def render_markdown_table(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
-    """A Markdown table whose first row is its head; `align` is for all columns but the first."""
+    """Render a Markdown table from a header and rows; `align` is for all but the first column."""
     columns = []
     for n, (head, *cells) in enumerate(zip(*rows, strict=True)):
         width, alignment = max(3, *map(len, (head, *cells))), align if n else "<"

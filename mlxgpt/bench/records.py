@@ -1,4 +1,4 @@
-"""Results of `mlxgpt bench` as plain data, and their JSON, from which a report can be rendered."""
+"""Results of `mlxgpt bench` as dataclasses, and their JSON format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SummaryStats:
-    """One quantity, measured several times."""
+    """Summary of repeated measurements of one quantity."""
 
     median: float
     least: float
@@ -26,22 +26,22 @@ class SummaryStats:
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> SummaryStats:
-        """From its parsed JSON."""
+        """Convert from parsed JSON."""
         return cls(**{**tree, "repeats": tuple(tree["repeats"])})
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """Training's speed.
+    """Training speed.
 
     Attributes:
         tokens_per_step: of the whole batch.
-        plan_tokens: of the whole training, as the config plans it.
+        plan_tokens: tokens of the full training run in the config.
         flops_per_token: forward and backward.
         tokens_per_second: at the median of `ms_per_step`.
-        matmul_peak: floating-point operations a second of a large matrix product.
-        peak_share: of `matmul_peak`.
-        peak_memory: bytes, and of what they are.
+        matmul_peak: measured FLOPs per second of a large matrix product.
+        peak_share: fraction of `matmul_peak` that training reaches.
+        peak_memory: bytes; `peak_memory_of` names what was counted.
     """
 
     tokens_per_step: int
@@ -59,10 +59,10 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class GenerationSpeed:
-    """Generation's speed, one text at a time.
+    """Generation speed at batch size 1.
 
     Attributes:
-        bytes_per_token: what decoding one token reads.
+        bytes_per_token: bytes read to decode one token.
         tokens_per_second: after the first token.
     """
 
@@ -75,11 +75,7 @@ class GenerationSpeed:
 
 @dataclass(frozen=True)
 class TierResult:
-    """The measured speed of one config.
-
-    Attributes:
-        config: the whole of it, for the record.
-    """
+    """Measured speed of one config, with the full config for the record."""
 
     name: str
     parameters: int
@@ -91,11 +87,11 @@ class TierResult:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine and the software of a measurement.
+    """Machine and software of a measurement.
 
     Attributes:
-        load: its load average of the minute before.
-        bandwidth: bytes a second between the device and its memory, measured.
+        load: load average over the minute before.
+        bandwidth: measured memory bandwidth in bytes per second.
     """
 
     chip: str
@@ -111,13 +107,13 @@ class Machine:
     bandwidth: float | None = None
 
 
-# 1 lacks the bandwidth; 2 also holds kernel counts and other libraries, which are ignored.
+# Format 1 lacks the bandwidth; 2 also has kernel counts and other libraries, which are ignored.
 MEASUREMENT_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The speed of some configs on a machine; `date` is in UTC."""
+    """Measured speed of several configs on one machine; `date` is in UTC."""
 
     date: str
     machine: Machine
@@ -129,10 +125,10 @@ class Measurement:
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            UserError: if it is something else.
+            UserError: if it is not a valid benchmark result.
         """
         try:
             tree = json.loads(text)
@@ -147,11 +143,11 @@ class Measurement:
 
 
 def parse_tier_result(tree: dict[str, Any]) -> TierResult:
-    """A TierResult from its parsed JSON."""
+    """Convert parsed JSON to a TierResult."""
     training, generation = dict(tree["training"]), dict(tree["generation"])
     training["ms_per_step"] = SummaryStats.from_tree(training["ms_per_step"])
     for name in ("ms_to_first_token", "tokens_per_second"):
         generation[name] = SummaryStats.from_tree(generation[name])
     speeds = {"training": TrainingSpeed(**training), "generation": GenerationSpeed(**generation)}
-    tree.pop("counted", None)  # of format 2
+    tree.pop("counted", None)  # only in format 2
     return TierResult(**{**tree, **speeds})

@@ -1,4 +1,4 @@
-"""Renders a measurement as a Markdown report, and writes it next to its JSON."""
+"""Render a measurement as a Markdown report, and write it next to its JSON file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxgpt.utils import files
 
 
 def render_benchmark_report(measurement: Measurement) -> str:
-    """The report; it can be read as plain text, too."""
+    """Render a measurement as Markdown, with aligned tables for reading as plain text."""
     machine, tiers = measurement.machine, measurement.tiers
     names = " and ".join(tier.name for tier in tiers)
     return "\n".join(
@@ -44,7 +44,7 @@ def render_benchmark_report(measurement: Measurement) -> str:
 
 
 def format_machine_rows(machine: Machine) -> list[list[str]]:
-    """A machine's name and value in each row, below a head."""
+    """Table rows (name, value) that describe a machine, after a header row."""
     fast_cores = (
         f" ({machine.performance_cores} performance cores)" if machine.performance_cores else ""
     )
@@ -104,7 +104,7 @@ def _method_notes(tiers: Sequence[TierResult]) -> list[str]:
 
 
 def write_benchmark_report(measurement: Measurement, folder: Path) -> tuple[Path, Path]:
-    """Write JSON and Markdown next to earlier reports, never over them; both paths."""
+    """Write JSON and Markdown without overwriting earlier reports; returns both paths."""
     text = render_benchmark_report(measurement)
     folder.mkdir(parents=True, exist_ok=True)
     stem = find_unused_stem(folder, report_slug(measurement))
@@ -115,7 +115,7 @@ def write_benchmark_report(measurement: Measurement, folder: Path) -> tuple[Path
 
 
 def find_unused_stem(folder: Path, stem: str) -> str:
-    """`stem`, or `stem-2` and so on, of which the folder has neither JSON nor Markdown."""
+    """`stem`, or `stem-2` and so on if the folder already has such a JSON or Markdown file."""
     candidate, number = stem, 1
     while any(files.exists(folder / f"{candidate}{suffix}") for suffix in (".json", ".md")):
         number += 1
@@ -123,12 +123,12 @@ def find_unused_stem(folder: Path, stem: str) -> str:
     return candidate
 
 
-# Dropped from a chip's name in file names: (R), clock rates, makers, generic words.
+# Removed from chip names in file names: (R), clock rates, makers, generic words.
 CHIP_NAME_NOISE = re.compile(r"\(\w+\)|@.*|\b(intel|amd|apple|nvidia|processor|cpu|[\w-]+-core)\b")
 
 
 def report_slug(measurement: Measurement) -> str:
-    """A report's file name: day and chip, as 2026-11-22-xeon-2-cores or 2026-11-22-m1-max."""
+    """File name of a report: date and chip, as 2026-11-22-xeon-2-cores or 2026-11-22-m1-max."""
     machine = measurement.machine
     words = re.findall("[a-z0-9]+", CHIP_NAME_NOISE.sub(" ", machine.chip.lower())) or ["chip"]
     cores = [f"{machine.cores}-cores"] if machine.backend == "cpu" else []

@@ -1,4 +1,4 @@
-"""Several machines' measurements side by side."""
+"""Compare the measurements of several machines in one table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REMEDY = "use JSON files that `mlxgpt bench` wrote, by default to benchmarks/rep
 
 
 def read_measurements(paths: Sequence[str | Path]) -> list[Measurement]:
-    """Measurements from their JSON files.
+    """Read measurements from JSON files.
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: if a file cannot be read or is not a measurement.
     """
     measurements = []
     for path in map(Path, paths):
@@ -35,7 +35,7 @@ def read_measurements(paths: Sequence[str | Path]) -> list[Measurement]:
 
 
 def render_machine_comparison(measurements: Sequence[Measurement]) -> str:
-    """One column for each measurement, and a table for each of their configs."""
+    """Render a Markdown table per config, with one column per measurement."""
     header = ["", *(f"{n}: {m.machine.chip}" for n, m in enumerate(measurements, start=1))]
     lines = [
         "# Machine comparison",
@@ -71,7 +71,7 @@ def _machine_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
 
 
 TIER_ROWS: dict[str, Callable[[TierResult], str]] = {
-    "numbers": lambda t: t.dtype,
+    "dtype": lambda t: t.dtype,
     "training, tokens/s": lambda t: format_number(t.training.tokens_per_second),
     "training, ms per step": lambda t: format_stats(t.training.ms_per_step),
     "training, % of the measured matmul peak": lambda t: f"{100 * t.training.peak_share:.1f}%",

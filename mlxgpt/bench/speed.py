@@ -1,5 +1,5 @@
-"""Measures the speed of training and generation on this machine. records.py has the classes of the
-results, and report.py renders them.
+"""Measure the speed of training and generation on this machine. The result classes are in
+records.py; report.py renders them.
 
 Each config is measured in a fresh process, `python -m mlxgpt.bench.speed`, so that neither its
 memory nor its speed depends on what ran before.
@@ -47,12 +47,12 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PACKAGE_ROOT = Path(__file__).parents[2]  # the folder of the package: a checkout or site-packages
+PACKAGE_ROOT = Path(__file__).parents[2]  # folder of the package: a checkout or site-packages
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """How much to measure: `repeats`; in training, each of as many steps as take `seconds`."""
+    """How much to measure: `repeats`, in training each of as many steps as take `seconds`."""
 
     repeats: int = 7
     seconds: float = 1.0
@@ -64,16 +64,16 @@ DEFAULT_PLAN = BenchPlan()
 
 
 def benchmark_configs(configs: Mapping[str, Config], plan: BenchPlan = DEFAULT_PLAN) -> Measurement:
-    """Measure the configs one after the other.
+    """Measure configs one after another.
 
     Args:
-        configs: by the names that they have in the report.
+        configs: by their names in the report.
 
     Raises:
-        UserError: if a measuring process fails.
+        UserError: if a measurement fails.
     """
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = describe_machine()  # first, since measuring is a load, too
+    machine = describe_machine()  # first, since measuring adds to the load
     tiers = []
     with macos.prevent_sleep():
         for name, config in configs.items():
@@ -83,7 +83,7 @@ def benchmark_configs(configs: Mapping[str, Config], plan: BenchPlan = DEFAULT_P
 
 
 def resolve_vocab_and_dtype(config: Config) -> Config:
-    """`config` with what its data and this device would decide."""
+    """`config` with `vocab_size` and `dtype` filled in, as a run on this device would have them."""
     return device.resolve_dtype(fill_vocab_size(config))
 
 
@@ -92,7 +92,7 @@ CHILD_COMMAND = (sys.executable, "-m", "mlxgpt.bench.speed")
 
 def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierResult:
     request = json.dumps({"name": name, "config": asdict(config), "plan": asdict(plan)})
-    # PACKAGE_ROOT: Python finds this very package. A fork would inherit memory and threads.
+    # Not a fork, which would inherit memory and threads. In PACKAGE_ROOT, Python finds mlxgpt.
     child = subprocess.run(
         [*CHILD_COMMAND, request],
         capture_output=True,
@@ -111,7 +111,7 @@ def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierRe
 
 
 def run_child() -> None:
-    """Entry point of the child: measure the request in argv[1], and print a TierResult as JSON."""
+    """Entry point of a child: measure the request in argv[1], and print a TierResult as JSON."""
     request = json.loads(sys.argv[1])
     config, plan = config_from_tree(request["config"]), BenchPlan(**request["plan"])
     device.limit_memory()  # as a training run does
@@ -130,7 +130,7 @@ WARMUP_STEPS = 2  # steps until every kernel is compiled
 
 
 def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
-    """The speed of real training steps over random ids: it does not depend on the text."""
+    """Measure training steps on random ids; the speed does not depend on the data."""
     t, vocab_size = config.train, config.model.vocab_size
     tokens_per_step = config.tokens_per_step
     peak = device.matmul_peak(t.dtype)
@@ -153,7 +153,7 @@ def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
         [1000 * time_steps(steps) / steps for _ in range(plan.repeats)]
     )
     memory = device.peak_memory_bytes()
-    # A shared machine's speed wanders, and at first a chip may not be awake: the larger of two.
+    # The larger of two, since a shared machine's speed varies and a chip may start at a low clock.
     device.matmul_peak.cache_clear()
     peak = max(peak, device.matmul_peak(t.dtype))
     rate, flops = 1000 * tokens_per_step / step_ms.median, flops_per_token(config.model)
@@ -173,9 +173,9 @@ def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
 
 
 def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> GenerationSpeed:
-    """The speed of generating one text with untrained weights: it does not depend on them."""
+    """Measure generation at batch size 1 with random weights; the speed does not depend on them."""
     model = GPT(model_config)
-    mx.eval(model.parameters())  # or the compiled steps would draw them again for every token
+    mx.eval(model.parameters())  # else compiled steps would initialize them again per token
     compiled = CompiledModel(model, model_config.vocab_size)
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
     sampling = SamplingParams(max_tokens=plan.new_tokens, seed=0)
@@ -201,8 +201,8 @@ def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> Generation
 
 
 def bytes_per_new_token(model: ModelConfig) -> int:
-    """Bytes read to decode one token, in float32: all weights (of the positions only one) and the
-    cache of a whole block.
+    """Bytes read to decode one token, in float32: all weights (but only one row of `wpe`) and a
+    full KV cache.
     """
     positions = count_parameters_by_part(model).get("wpe (positions)", 0)
     weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size
@@ -210,7 +210,7 @@ def bytes_per_new_token(model: ModelConfig) -> int:
 
 
 def describe_machine() -> Machine:
-    """This machine, and the software that measures."""
+    """Describe this machine and its software versions."""
     return Machine(
         chip=device.device_name(),
         backend=device.device_type(),
@@ -232,19 +232,19 @@ def describe_machine() -> Machine:
 
 
 def _count_performance_cores() -> int | None:
-    """How many of an Apple chip's cores are the fast ones."""
+    """Number of performance cores of an Apple chip; None on other chips."""
     value = macos.sysctl("hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
     return int(value) if value.isdecimal() else None
 
 
 def read_git_commit(root: Path) -> str | None:
-    """The commit of a checkout of mlxgpt, marked if it has uncommitted changes; None if `root` is
-    something else, be it a folder inside another checkout.
+    """Commit of a checkout of mlxgpt, marked if it has uncommitted changes; None if `root` is not
+    the top level of a checkout.
     """
     git_path = shutil.which("git")
     if git_path is None or macos.is_xcode_stub(git_path):
         return None
-    git = (git_path, "--no-optional-locks", "-C", str(root))  # no locks: only look
+    git = (git_path, "--no-optional-locks", "-C", str(root))  # read-only
     toplevel, _, commit = _run_command(*git, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
     if not commit or Path(toplevel).resolve() != root.resolve():
         return None
@@ -253,7 +253,7 @@ def read_git_commit(root: Path) -> str | None:
 
 
 def _run_command(*command: str) -> str:
-    """The output of a command; empty if it fails or is not installed."""
+    """Standard output of a command; empty if it fails or is not installed."""
     try:
         completed = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):

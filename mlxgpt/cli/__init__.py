@@ -1,1 +1,1 @@
-"""The command line: one module per command, and what is drawn in the terminal."""
+"""The command line: argument parsing, one module per command, and terminal output."""

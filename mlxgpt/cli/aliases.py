@@ -1,8 +1,7 @@
-"""Flags and commands of nanoGPT, mlx-lm and Hugging Face, and what they are called here.
+"""Flags and commands of nanoGPT, mlx-lm and Hugging Face, and their names in mlxgpt.
 
-A spelling with exactly our meaning is an alias and is accepted (`ALIASES`), also with underscores.
-Every other one is refused with the flag to use and the conversion (`SUGGESTIONS`,
-`COMMAND_SUGGESTIONS`).
+A flag with exactly our meaning is accepted as an alias (`ALIASES`), also with underscores. Others
+are refused with the flag to use and the conversion (`SUGGESTIONS`, `COMMAND_SUGGESTIONS`).
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import NamedTuple
 
 from mlxgpt.utils.errors import UserError
 
-# Their flag -> ours, both without the leading dashes. Each has the same unit and the same meaning.
+# Foreign flag -> ours, without leading dashes; same unit, same meaning.
 ALIASES = {
-    # nanoGPT: one iteration is one optimizer update (its loop takes one more than max_iters)
+    # nanoGPT: an iteration is an optimizer update (its loop does one more than max_iters)
     "max-iters": "max-steps",
     "warmup-iters": "warmup-steps",
     "lr-decay-iters": "decay-steps",
@@ -45,7 +44,7 @@ ALIASES = {
 
 
 class Suggestion(NamedTuple):
-    """Why a foreign flag is refused (after its name), and what to use."""
+    """Why a foreign flag is refused, and what to use instead."""
 
     reason: str
     remedy: str
@@ -112,7 +111,7 @@ _TRAINING = {
     "wandb-run-name": NAME_RUN,
     "backend": Suggestion(
         "the launcher chooses the backend",
-        "use: mlx.launch --hostfile hosts.json -- mlxgpt train …; see docs/several-macs.md.",
+        "use: mlx.launch --hostfile hosts.json -- mlxgpt train …; see docs/distributed.md.",
     ),
     # nanochat, build-nanogpt
     "depth": Suggestion("width and depth are set separately", "use --n-layer, --n-embd, --n-head."),
@@ -205,7 +204,7 @@ _MODEL = {
     ),
 }
 
-# Command -> their flag, without the leading dashes -> what to do. "" is for every command.
+# Command ("": every command) -> foreign flag without leading dashes -> suggestion.
 SUGGESTIONS: dict[str, dict[str, Suggestion]] = {
     "": {
         "compile": COMPILE,
@@ -276,7 +275,7 @@ SUGGESTIONS: dict[str, dict[str, Suggestion]] = {
     },
 }
 
-# (flag as typed, value) -> what to do. `--init_from` is nanoGPT's spelling; a run may be called so.
+# (flag as typed, value) -> suggestion. `--init_from` is nanoGPT's; a run may be named "resume".
 VALUE_SUGGESTIONS: dict[tuple[str, str], Suggestion] = {
     ("--dtype", "float16"): FP16,
     ("--dtype", "fp16"): FP16,
@@ -289,7 +288,7 @@ VALUE_SUGGESTIONS: dict[tuple[str, str], Suggestion] = {
     ("--init_from", "resume"): RESUME,
 }
 
-# A command of another tool -> how to do the same here.
+# Command of another tool -> the equivalent here.
 COMMAND_SUGGESTIONS = {
     "serve": "mlxgpt play",
     "server": "mlxgpt play",
@@ -320,7 +319,7 @@ COMMAND_SUGGESTIONS = {
 
 
 def unknown_command_error(name: str, commands: Sequence[str]) -> UserError:
-    """The error for an unknown command, with the one that is meant."""
+    """The error for an unknown command, with a suggestion."""
     if suggestion := COMMAND_SUGGESTIONS.get(name.replace("_", "-")):
         remedy = f"use: {suggestion}"
     elif matches := difflib.get_close_matches(name, commands, 1, 0.6):
@@ -333,13 +332,13 @@ def unknown_command_error(name: str, commands: Sequence[str]) -> UserError:
 def translate_args(
     command: str, args: Sequence[str], actions: Mapping[str, argparse.Action]
 ) -> list[str]:
-    """`args` of a command with aliases and underscores replaced by our flags, up to `--`.
+    """Replace aliases and underscores in a command's arguments by our flags, up to `--`.
 
     Args:
         actions: the command's flags.
 
     Raises:
-        UserError: for a flag of another tool whose meaning differs, with the conversion.
+        UserError: if another tool's flag has a different meaning here; has the conversion.
     """
     translated: list[str] = []
     for i, arg in enumerate(args):
@@ -364,7 +363,7 @@ def translate_args(
 
 
 def _find_flag(command: str, typed_flag: str, actions: Mapping[str, argparse.Action]) -> str:
-    """The flag that is meant; the typed one if it is unknown."""
+    """Our flag for a typed one; the typed flag if it is unknown."""
     name = typed_flag[2:].replace("_", "-")
     for flag in (typed_flag, f"--{name}", f"--{ALIASES.get(name)}"):
         if flag in actions:

@@ -1,4 +1,4 @@
-"""A comparison: its progress on stderr, and its results on stdout."""
+"""Progress of a comparison on stderr, and its results on stdout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlxgpt.training.selfcheck import CheckResult
 
 
 class ComparisonDisplay(CompareCallback):
-    """A live table in a terminal; elsewhere a line for each training."""
+    """A live table in a terminal; otherwise one line per training run."""
 
     def __init__(self) -> None:
         self._preparation = PreparationDisplay()
@@ -31,7 +31,7 @@ class ComparisonDisplay(CompareCallback):
         self._has_checked = False
         self._current_label = ""
         self._step, self._steps = 0, 1
-        self._finished_count = 0.0  # finished trainings
+        self._finished_count = 0.0  # finished training runs
         self._total = 1
         self._start_time: float | None = None
         self._count_at_start = 0.0
@@ -99,7 +99,7 @@ class ComparisonDisplay(CompareCallback):
         self._live.update(Group(*renderables), refresh=True)
 
     def _format_progress(self, done: float) -> str:
-        """How much is done, and how long the rest will take, if no seeds are added."""
+        """Share of the comparison that is done, and the time left if no seeds are added."""
         text = f"  {int(done)} of {self._total} runs"
         if self._start_time is None or done <= self._count_at_start:
             return text
@@ -108,11 +108,11 @@ class ComparisonDisplay(CompareCallback):
         return f"{text}, about {format_duration(remaining)} left"
 
 
-MAX_NOTE_WIDTH = 100  # columns of running text
+MAX_NOTE_WIDTH = 100  # columns; longer lines of text are wrapped
 
 
 def show_comparison(record: ComparisonRecord) -> None:
-    """Print the table, and the notes on how to read it."""
+    """Print the results table, with notes on how to read it."""
     console = StdoutConsole(highlight=False)
     console.print(_build_table(record))
     for note in format_notes(record):

@@ -1,4 +1,4 @@
-"""Flags that several commands share: those of the config's fields, of recipes, runs and folders."""
+"""Flags shared by several commands: settings, tier and recipe, run, folders."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SECTION_TITLES = {
     "optim": "optimizer and schedule",
     "train": "training",
 }
-# Settings that `--help` shows; the others are in `--help-all`.
+# Shown by `--help`; `--help-all` shows every setting.
 COMMON_SETTINGS = (
     *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout"),
     *("source", "tokenizer", "learning_rate", "batch_size", "max_steps", "seed", "eval_interval"),
 )
-# Placeholders that name a unit; other numbers are N (whole) or X.
+# Metavars that name a unit; other numbers are N (integer) or X (float).
 UNITS = {
     "block_size": "TOKENS",
     "vocab_size": "TOKENS",
@@ -42,7 +42,7 @@ UNITS = {
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Adds the tiers' values to the help of a config's settings."""
+    """Adds each tier's default to the help of a setting."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         setting = getattr(action, "setting", None)
@@ -52,7 +52,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class HelpAllAction(argparse.Action):
-    """`--help-all`: prints the help with every setting."""
+    """`--help-all`: prints the help with all settings."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
@@ -64,7 +64,7 @@ class HelpAllAction(argparse.Action):
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting of a config, section by section, and `--help-all`."""
+    """Add a flag for every setting of a config, by section, and `--help-all`."""
     parser.add_argument(
         "--help-all",
         action=HelpAllAction,
@@ -77,7 +77,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataclass_flags(group: argparse._ArgumentGroup, cls: type) -> None:
-    """One flag for each field; those that are not given leave no trace."""
+    """Add a flag for every field; flags that are not given are absent from the namespace."""
     for name, field_type, item in iter_fields(cls):
         flag, help_text = "--" + name.replace("_", "-"), item.metadata["help"]
         is_sampling = cls is config.SamplingParams
@@ -100,7 +100,7 @@ def add_dataclass_flags(group: argparse._ArgumentGroup, cls: type) -> None:
             metavar = UNITS.get(name, placeholder)
             action = group.add_argument(flag, type=number_type, metavar=metavar, **options)
         if not is_sampling:
-            # Read by HelpFormatter. Hidden settings keep their help for --help-all.
+            # Read by HelpFormatter; `hidden_help` is shown by --help-all.
             action.setting = name  # type: ignore[attr-defined]
             if name not in COMMON_SETTINGS:
                 action.hidden_help = action.help  # type: ignore[attr-defined]
@@ -108,17 +108,17 @@ def add_dataclass_flags(group: argparse._ArgumentGroup, cls: type) -> None:
 
 
 def show_all_settings(parser: argparse.ArgumentParser) -> None:
-    """Have `parser` show the settings that `--help` leaves out."""
+    """Make `parser` show the settings that `--help` hides."""
     parser.epilog = None
     for action in parser._actions:
         action.help = getattr(action, "hidden_help", action.help)
 
 
 def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> None:
-    """`--tier`, `--recipe` and `--config`.
+    """Add `--tier`, `--recipe` and `--config`.
 
     Args:
-        default: what the command uses without `--tier` and `--config`, for the help.
+        default: shown in the help: what is used without `--tier` and `--config`.
     """
     tiers = sorted(
         int(name[4:])
@@ -148,7 +148,7 @@ def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> No
 def add_run_flags(
     parser: argparse.ArgumentParser, *, positional: bool = True, checkpoint: bool = True
 ) -> None:
-    """The run, as an argument or with `--run`, and `--checkpoint`."""
+    """Add the run, as a positional argument or `--run`, and `--checkpoint`."""
     help_text = "a run's name or folder (default: the newest trained run)"
     group = parser.add_mutually_exclusive_group()
     if positional:
@@ -166,7 +166,7 @@ def add_run_flags(
 def add_folder_flags(
     parser: argparse.ArgumentParser, *, runs: bool = False, data: bool = False
 ) -> None:
-    """`--runs-dir` and `--data-dir`."""
+    """Add `--runs-dir` and `--data-dir`."""
     if runs:
         parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs (default: runs)")
     if data:
@@ -177,7 +177,7 @@ def add_folder_flags(
 
 @cache
 def _format_tier_defaults(setting: str) -> str:
-    """` (default: …)`: a setting's value in the tiers' files, or nothing if they cannot be read."""
+    """` (default: …)` from the tiers' files; empty if they cannot be read."""
     section = config.SECTION_BY_FIELD[setting]
     try:
         values = [getattr(getattr(_load_tier(n), section), setting) for n in (1, 2)]

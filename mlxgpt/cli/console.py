@@ -1,7 +1,7 @@
-"""Log lines on stderr: the handler that the command line installs on the logger `mlxgpt`.
+"""The log handler of the command line: prints the records of the logger `mlxgpt` on stderr.
 
-Library use installs nothing: to see the lines there, configure `logging`. Rich is imported when the
-first line is printed, so that `--help` stays quick.
+As a library, mlxgpt installs no handler. Rich is imported when the first line is printed, so that
+`--help` stays fast.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ WARNING_STYLE = "bold yellow"
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log lines on stderr: plain, warnings in bold yellow.
+    """Prints log records on stderr; warnings in bold yellow.
 
     Attributes:
-        console: shared with the progress displays, so that lines appear above a live display.
+        console: shared with the progress displays, so that lines are printed above a live display.
     """
 
     @cached_property
@@ -33,7 +33,7 @@ class ConsoleHandler(logging.Handler):
         return _new_console()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line. Errors of stderr itself are ignored by streams.py."""
+        """Print one record. Failing writes to stderr are ignored by streams.py."""
         from rich.text import Text
 
         style = WARNING_STYLE if record.levelno >= logging.WARNING else ""
@@ -42,7 +42,7 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def logging_to_console() -> Iterator[None]:
-    """Print log lines from INFO on; on ranks other than the main one, only errors."""
+    """Context manager that prints log records from INFO up; on non-main ranks errors only."""
     handler = ConsoleHandler(logging.INFO if get_rank() == 0 else logging.ERROR)
     level = PACKAGE_LOGGER.level
     PACKAGE_LOGGER.addHandler(handler)
@@ -64,8 +64,8 @@ def stderr_console() -> Console:
 
 @contextmanager
 def deduplicate_logs() -> Iterator[dict[str, logging.LogRecord]]:
-    """Print each log line only once. Yields the printed records by their lines: cleared, it starts
-    over.
+    """Context manager that prints each log line only once. Yields the records printed so far, by
+    line; clear it to start over.
     """
     records_by_message: dict[str, logging.LogRecord] = {}
 

@@ -1,4 +1,4 @@
-"""Loss curve in a terminal, in Braille dots, or in ASCII where those cannot be shown."""
+"""Loss curve in a terminal, in Braille dots or ASCII."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from rich.text import Text
 Y_AXIS_WIDTH = 8  # columns of the y axis
 
 
-MAX_LOSS = 1e6  # larger values are not plotted
+MAX_LOSS = 1e6  # nats; larger values are not plotted
 
 
 def render_loss_chart(
     records: Iterable[dict[str, Any]], width: int, height: int, *, unicode: bool = True
 ) -> Text:
-    """The training loss as a line, the validation loss as rings.
+    """Render the training loss as a line and the validation loss as rings.
 
     Args:
-        records: of metrics.jsonl.
-        width, height: columns and lines, axes included.
-        unicode: whether the terminal shows Braille.
+        records: lines of metrics.jsonl.
+        width, height: size in columns and lines, with axes.
+        unicode: whether the terminal can show Braille.
     """
     train_points: list[tuple[float, float]] = []
     val_points: list[tuple[float, float]] = []
     for record in records:
         for key, points in (("loss", train_points), ("val_loss", val_points)):
             value: Any = record.get(key)
-            # metrics.jsonl may come from elsewhere, and hold anything.
+            # metrics.jsonl may be from another tool, and contain anything.
             if type(value) in (int, float) and abs(value) < MAX_LOSS:
                 points.append((float(record["step"]), float(value)))
     if not train_points:
@@ -49,7 +49,7 @@ def render_loss_chart(
     return _add_axes(chars, low, high, int(last_step), unicode)
 
 
-MAX_POINTS = 100  # of the curve; each is the mean of a bucket
+MAX_POINTS = 100  # points of the curve, each the mean of a bucket
 
 
 def _downsample(points: np.ndarray) -> np.ndarray:
@@ -58,17 +58,17 @@ def _downsample(points: np.ndarray) -> np.ndarray:
 
 
 def _y_limits(values: np.ndarray) -> tuple[float, float]:
-    """The minimum and the 97th percentile: the first losses may be far above all others."""
+    """Minimum and 97th percentile, since the first losses may be far above all others."""
     low, high = float(values.min()), float(np.quantile(values, 0.97))
     return low, high if high > low else low + 1.0
 
 
-# Unicode's bits of a character's dots, two columns of four, from the top.
+# Unicode bits of a Braille character's dots: two columns of four, top to bottom.
 BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 def _draw_curve(canvas: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw a line on the canvas; x and y from 0, left and top, to 1."""
+    """Draw a line on the canvas; x and y are in 0–1, from the top left."""
     rows, columns = canvas.shape
     x_samples = np.linspace(x[0], x[-1], 2 * columns) if len(x) > 1 else x
     dot_columns = np.minimum(2 * columns - 1, (x_samples * 2 * columns).astype(int))
@@ -92,7 +92,7 @@ def _dots_to_char(dots: int, unicode: bool) -> str:
 def _add_axes(
     chars: Sequence[Sequence[str]], low: float, high: float, last_step: int, unicode: bool
 ) -> Text:
-    """The canvas with its axes: the highest and the lowest loss, the first step and the last."""
+    """Add axes: highest and lowest loss, first and last step."""
     bar, corner, dash = ("│", "└", "─") if unicode else ("|", "+", "-")
     chart, rows, columns = Text(), len(chars), len(chars[0])
     for n, row in enumerate(chars):

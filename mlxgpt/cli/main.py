@@ -1,7 +1,7 @@
-"""Entry point of the command line: parses it, runs the command, and reports errors in two lines.
+"""Entry point of the command line: parses arguments, runs the command, prints errors in two lines.
 
-Heavy imports are inside the commands' functions, so that `--help` is quick. Results go to stdout,
-everything else to stderr.
+Commands import heavy modules inside their functions, so that `--help` is fast. Results go to
+stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ METRICS_THREAD = "metrics-logger"  # name of the thread in training/loggers.py
 
 
 def run_and_exit() -> NoReturn:
-    """Entry point of the program `mlxgpt`: runs `main` and ends the process."""
+    """Entry point of the program `mlxgpt`: run `main`, and exit the process."""
     code: Any
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell when it requests completions
         import argcomplete
 
         argcomplete.autocomplete(make_parser())
@@ -41,7 +41,7 @@ def run_and_exit() -> NoReturn:
         code = _report_error(error)
     except SystemExit as system_exit:  # from --help and --version
         code = system_exit.code
-    except KeyboardInterrupt:  # a second one, while the first was handled
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first was being handled
         code = EXIT_INTERRUPTED
     except Exception:
         if not is_child:
@@ -53,18 +53,18 @@ def run_and_exit() -> NoReturn:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             code = code or _report_error(_to_user_error(error))
-        streams.redirect_to_devnull(sys.stdout)  # else Python complains when it exits
+        streams.redirect_to_devnull(sys.stdout)  # else Python prints an error at exit
     exit_code = (code or 0) + supervisor.CLEAN_EXIT_OFFSET if is_child else code
     logger_hangs = any(thread.name == METRICS_THREAD for thread in threading.enumerate())
     if code or logger_hangs:
-        # At once, without waiting for threads that still compute; threads of libraries that were
-        # at work when a text was refused have been seen to abort a process that exits normally.
+        # Exit without waiting for threads: busy threads of libraries have been seen to abort a
+        # process that exits normally after an error.
         os._exit(exit_code)
     sys.exit(exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command line. Returns the exit code: 0, 2 for a user error, 130 when interrupted."""
     command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         macos.check_apple_silicon()
@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_stderr("mlxgpt: stopped")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has closed it (`| head -1`)
+    except BrokenPipeError:  # the reader of stdout closed it (`| head -1`)
         return 0
-    except OSError as error:  # of a file, where no caller could say more
+    except OSError as error:  # a file error that no caller has explained
         return _report_error(_to_user_error(error))
     except (MemoryError, RuntimeError, ImportError) as error:
         notice = _disable_compilation(error)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _disable_compilation(error: BaseException) -> str | None:
-    """Where a kernel could not be compiled: fuse none from now on, and one line on that."""
+    """Disable compiled kernels from now on if one failed to compile. Returns the log line."""
     if not isinstance(error, RuntimeError) or not device_errors.is_compile_failure(error):
         return None
     from mlxgpt.backend import execution
@@ -109,7 +109,7 @@ def _disable_compilation(error: BaseException) -> str | None:
 
 
 def _to_user_error(error: OSError) -> UserError:
-    if error.filename == streams.STDOUT_NAME:  # not "run it again": its files are written
+    if error.filename == streams.STDOUT_NAME:  # not "run it again": its files are complete
         return UserError(
             f"{streams.STDOUT_NAME}: {error.strerror}",
             "redirect it elsewhere; the files that the command wrote are complete.",
@@ -119,8 +119,8 @@ def _to_user_error(error: OSError) -> UserError:
 
 
 def _report_error(error: UserError) -> int:
-    if get_rank() == 0:  # which says what the others refuse, too
+    if get_rank() == 0:  # the main rank prints the error of all ranks
         print_stderr(f"mlxgpt: {error.problem}\n  → {error.remedy}")
     else:
-        time.sleep(1)  # a launcher ends the first one as soon as another has ended
+        time.sleep(1)  # a launcher kills the main rank as soon as another one exits
     return 2

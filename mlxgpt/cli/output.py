@@ -1,4 +1,4 @@
-"""What every command prints with: results to stdout, messages to stderr."""
+"""Output helpers of the commands: results to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
 def print_json(value: Any) -> int:
-    """Print a value as JSON, paths as strings; the exit code 0."""
-    # JSON can escape what the terminal's encoding lacks.
+    """Print a value as JSON, with paths as strings. Returns the exit code 0."""
+    # JSON escapes can express what the terminal's encoding lacks.
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     text = json.dumps(files.replace_nonfinite(value), default=str, ensure_ascii=ascii_only)
-    # Bytes of a file name that are not UTF-8 are escaped, too.
+    # File names may contain bytes that are not UTF-8.
     print(text.encode("utf-8", "backslashreplace").decode())
     return 0
 
 
 def write_stdout(piece: str) -> None:
-    """Write a piece of text to stdout at once."""
+    """Write text to stdout, and flush."""
     sys.stdout.write(piece)
     sys.stdout.flush()
 
 
 def print_stderr(line: str) -> None:
-    """Print a line for the user, which is not the result."""
+    """Print a message for the user to stderr."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An argument parser whose errors are two lines: what is wrong, and what to do."""
+"""The argument parser, with two-line errors: the problem, and the remedy."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from mlxgpt.utils.errors import UserError
 
 
 class Command(Protocol):
-    """What a module in cli/commands has."""
+    """Interface of the modules in cli/commands."""
 
     HELP: str
     DESCRIPTION: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's arguments; those that are not given must leave no trace."""
+        """Add the command's arguments, without defaults in the namespace."""
 
     def run(self, args: dict[str, Any], command_line: list[str]) -> int:
-        """Run the command with the arguments that were given; its exit code."""
+        """Run the command with the given arguments. Returns the exit code."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -62,8 +62,8 @@ DASH_PROMPT_HINT = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises a UserError for a mistake, accepts the aliases of other tools, and suggests the flag
-    or command that is meant.
+    """Raises UserError for invalid arguments, accepts aliases from other tools, and suggests flags
+    and commands.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,7 +78,7 @@ class CommandParser(argparse.ArgumentParser):
                 raise unknown_command_error(command, list(COMMANDS))
             args = [command, *translate_args(command, args[1:], _find_flags(self, command))]
         if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
-            args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
+            args = [*args, "--"]  # a final `--` is the prompt itself
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             is_flag = unknown[0].startswith("-")
@@ -113,7 +113,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def make_parser() -> CommandParser:
-    """The parser of `mlxgpt`; its result has `command`, and only what was given for it."""
+    """Build the parser of `mlxgpt`. The namespace has `command` and the given arguments only."""
     parser = CommandParser(
         prog="mlxgpt",
         description="Train a GPT from scratch on your Mac, inspect it, and export it.",
@@ -144,7 +144,7 @@ def make_parser() -> CommandParser:
 
 
 def _suggest_train_flag(value: str) -> str:
-    """The remedy for a value without its flag, such as nanoGPT's `train.py config/x.py`."""
+    """Remedy for a value without its flag, such as nanoGPT's `train.py config/x.py`."""
     if value.isdecimal():
         return f"name the tier with its flag: --tier {value}."
     if value.endswith(".toml"):
@@ -155,7 +155,7 @@ def _suggest_train_flag(value: str) -> str:
 
 
 def _find_flags(parser: argparse.ArgumentParser, command: str) -> dict[str, argparse.Action]:
-    """The flags of a command."""
+    """All flags of a command."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction) and command in action.choices:
             subparser = action.choices[command]

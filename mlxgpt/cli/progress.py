@@ -1,4 +1,4 @@
-"""Progress displays in a terminal, always on stderr."""
+"""Progress displays on stderr."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PROGRESS_COLUMNS = (
 
 
 class PreparationDisplay:
-    """Progress of a preparation: a bar in a terminal, a line every 10 s elsewhere."""
+    """Progress of data preparation: a bar in a terminal, otherwise a line every 10 s."""
 
     def __init__(self) -> None:
         self.console = stderr_console()
@@ -59,7 +59,7 @@ class PreparationDisplay:
         self._last_shown = time.monotonic()
 
     def show_progress(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of about `total` bytes are done."""
+        """Show `done` of about `total` bytes."""
         now = time.monotonic()
         if stage != self._stage:
             self.close()
@@ -85,17 +85,17 @@ class PreparationDisplay:
             self._live.start()
 
     def close(self) -> None:
-        """Leave the terminal as it was; also after an error."""
+        """Restore the terminal; also after an error."""
         if self._live:
             self._live.stop()
             self._live = None
 
 
 class CountingDisplay:
-    """Progress by count: a bar in a terminal, a line every 10 s elsewhere.
+    """Progress by count: a bar in a terminal, otherwise a line every 10 s.
 
     Args:
-        unit: is counted, such as `examples`.
+        unit: what is counted, such as `examples`.
     """
 
     def __init__(self, unit: str) -> None:
@@ -116,7 +116,7 @@ class CountingDisplay:
             self._bar.stop()
 
     def show_progress(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
+        """Show `done` of `total`."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line > PLAIN_LINE_INTERVAL:
@@ -125,7 +125,7 @@ class CountingDisplay:
 
 
 class TrainingDisplay(Callback):
-    """Progress of a training run: a live view in a terminal, plain lines elsewhere."""
+    """Progress of a training run: a live view in a terminal, otherwise plain lines."""
 
     def __init__(self) -> None:
         self._preparation = PreparationDisplay()
@@ -146,12 +146,12 @@ class TrainingDisplay(Callback):
 
     def on_check(self, check: CheckResult) -> None:
         """Show a failed check; count the others."""
-        if not self._check_count:  # the first checks are quick, then kernels are compiled
+        if not self._check_count:  # the first checks are fast, then kernels are compiled
             line = Text("running self-checks and timing a few steps")
             self.console.print(line, soft_wrap=True)
         self._check_count += 1
         if check.ok:
-            self._passed_checks.add(check.name)  # only once, also if the self-check starts over
+            self._passed_checks.add(check.name)  # only once, even if the self-check restarts
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
@@ -161,7 +161,7 @@ class TrainingDisplay(Callback):
         self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
-        """Print what is about to be trained."""
+        """Print the plan of the run."""
         check_line = {"self-check": f"{len(self._passed_checks)} checks passed"}
         self._print_lines({**check_line, **_describe_plan(run, dataset, estimate)})
 
@@ -210,17 +210,16 @@ class TrainingDisplay(Callback):
             )
 
 
-MIN_HEIGHT_FOR_CURVE = 24  # lines of a terminal with room for a loss curve
+MIN_HEIGHT_FOR_CURVE = 24  # minimum lines of a terminal for a loss curve
 LIVE_CURVE_HEIGHT = 10  # lines
 MAX_CURVE_RECORDS = 2000
 
 
 class LiveView:
-    """Metrics of a training run, and its loss curve: redrawn in a terminal, now and then a line
-    elsewhere.
+    """Live metrics and loss curve of a training run; without a terminal, occasional lines.
 
     Args:
-        records: of metrics.jsonl, from before it was resumed.
+        records: lines of metrics.jsonl from before the run was resumed.
     """
 
     def __init__(
@@ -237,15 +236,15 @@ class LiveView:
             self._live.start()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._live:
             self._live.stop()
             self._live = None
 
     def show(self, record: dict[str, Any]) -> None:
-        """New numbers; those of an evaluation, and of the end, stay on the screen as a line."""
+        """Show new metrics. Those of evaluations and the last step remain visible as a line."""
         self._val_loss = record.get("val_loss", self._val_loss)
-        # What comes again, after it went back, is seen once; of very many every second is enough.
+        # Steps repeated after a rollback are shown once, and lines at most once a second.
         self._records = [*(r for r in self._records if r["step"] < record["step"]), record]
         if len(self._records) > MAX_CURVE_RECORDS:
             self._records = [r for n, r in enumerate(self._records) if n % 2 or "val_loss" in r]
@@ -261,7 +260,7 @@ class LiveView:
             self._console.print(Text(line), soft_wrap=True)
 
     def render(self, record: dict[str, Any]) -> Group:
-        """A bar, and the numbers under their names."""
+        """Render a progress bar, and the metrics under their names."""
         metrics = self._format_metrics(record)
         is_narrow = self._console.width < 90
         rows = [metrics[:4], metrics[4:]] if is_narrow else [metrics]
@@ -271,7 +270,7 @@ class LiveView:
             table.add_row(*[Text(name, style="dim") for name, _ in row])
             table.add_row(*[Text(value, style="bold") for _, value in row])
             tables.append(table)
-        # In a grid of its own, since a bar does not end its line.
+        # In a separate grid, since a bar does not end its line.
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=self._steps, completed=record["step"]))
         if self._console.height < MIN_HEIGHT_FOR_CURVE or len(self._records) < 3:
@@ -290,7 +289,7 @@ class LiveView:
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
             ("lr", f"{r['lr']:.2e}"),
-            # None where a step is only made up for.
+            # None if a resumed run only repeats a missed save or log line.
             ("tok/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
             ("% of peak", f"{r['peak_share']:.0%}" if r["peak_share"] else "–"),
             ("memory", decimal(r["memory_bytes"])),
@@ -300,7 +299,7 @@ class LiveView:
         ]
 
     def _eta(self, step: int) -> float | None:
-        # Evaluations and samples are in it, since the whole time since the start is counted.
+        # Includes evaluations and samples, since it is based on all time since the start.
         steps_done = step - self._start_step
         if steps_done <= 0:
             return None
@@ -308,7 +307,7 @@ class LiveView:
 
 
 def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, str]:
-    """What is about to be trained, in named lines."""
+    """Describe the plan of a run: title -> text."""
     t, model, meta = run.config.train, run.config.model, dataset.meta
     tokens = run.config.tokens_per_step
     return {
@@ -344,5 +343,5 @@ def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: int
 
 
 def format_duration(seconds: float) -> str:
-    """h:mm:ss, after days where there are any."""
+    """Format seconds as h:mm:ss, preceded by days if there are any."""
     return str(timedelta(seconds=round(seconds)))

@@ -13,11 +13,11 @@ from mlxgpt.utils.errors import UserError
 
 
 def read_prompts(path: PathLike) -> list[str]:
-    """The prompts in a file: its lines, but for empty ones; or of JSON lines or a JSON array, by
-    its name, strings or the field `prompt`.
+    """Read the prompts in a file: its non-empty lines; or, in a .jsonl or .json file, strings or
+    objects with a field `prompt`.
 
     Raises:
-        UserError: if it cannot be read, a line of JSON is neither, or there is none.
+        UserError: if the file cannot be read, has no prompts, or has JSON of another form.
     """
     try:
         text = normalize_text(readers.read_small_text(Path(path)))
@@ -29,7 +29,7 @@ def read_prompts(path: PathLike) -> list[str]:
         raise UserError(
             f"cannot read {path}: {error}", "pass a text file with one prompt per line."
         ) from error
-    # Not by str.splitlines, which also cuts at U+2028, U+0085, form feeds, ….
+    # str.splitlines would also split at U+2028, U+0085 and form feeds.
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     prompts = [line for _, line in lines]
     if Path(path).suffix.lower() in (".jsonl", ".ndjson", ".json"):
@@ -42,7 +42,7 @@ def read_prompts(path: PathLike) -> list[str]:
 
 
 def _parse_json_prompts(text: str, path: PathLike) -> list[str]:
-    """The prompts of a file that is one JSON value, such as an array; none of another file."""
+    """Parse a file that is one JSON value, such as an array; empty for other files."""
     try:
         parsed = files.parse_json(text)
     except ValueError:

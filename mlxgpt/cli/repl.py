@@ -1,7 +1,7 @@
 """`mlxgpt generate --interactive`: a prompt line with history and editing, texts streamed.
 
-What is typed begins a text, and a line that begins with a slash is a command. Ctrl-C stops a text,
-and not the program. Works in a terminal that can do nothing, and with its input from a file.
+A line that begins with a slash is a command, any other line is a prompt. Ctrl-C stops the current
+text, not the program. Also works in a dumb terminal and with stdin from a file.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ REPL_SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.name != "sampl
 
 
 class GenerateRepl:
-    """Interactive generation: reads prompts and commands, writes texts.
+    """Interactive generation: reads prompts and commands, streams texts.
 
     Args:
-        load_model: opens a run by its name; None: the newest.
-        model: the one to begin with.
-        sampling: settings to begin with, by their names.
-        read_line: asks for a line, after a prompt to show; raises EOFError at the end.
-        write_text: takes pieces of a text.
-        print_line: takes a line that is not generated text.
+        load_model: loads a run by name; None: the newest.
+        model: the initial model.
+        sampling: initial sampling settings, by name.
+        read_line: reads a line after showing a prompt; raises EOFError at the end of input.
+        write_text: writes a piece of generated text.
+        print_line: prints a line that is not generated text.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class GenerateRepl:
         }
 
     def run(self) -> None:
-        """Talk until Ctrl-D or /quit. What is logged of every long text is logged once."""
+        """Run until Ctrl-D or /quit. The notes on long texts are logged only once."""
         self._print_line("type a prompt, or /help for commands")
         with deduplicate_logs() as self._logged_records:
             while True:
@@ -117,14 +117,14 @@ class GenerateRepl:
         self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 
     def _change_setting(self, name: str, value: str) -> None:
-        """Set, or where no value is given, back to the default."""
+        """Change a sampling setting; without a value, reset it to the default."""
         field_type = next(
             field_type for field, field_type, _ in iter_fields(SamplingParams) if field == name
         )
         new_sampling = {key: current for key, current in self._sampling.items() if key != name}
         if value:
             new_sampling[name] = _parse_setting(name, value, field_type)
-            config.parse_sampling_params(new_sampling)  # refused, if it cannot be
+            config.parse_sampling_params(new_sampling)  # raises if the value is invalid
         self._sampling = new_sampling
         self._print_line(self._format_settings())
 
@@ -148,12 +148,12 @@ class GenerateRepl:
 def run_repl(
     args: dict[str, Any], write_text: Callable[[str], None], print_line: Callable[[str], None]
 ) -> None:
-    """Talk with the user at stdin.
+    """Run interactive generation on stdin.
 
     Args:
-        args: arguments of `load`, and sampling settings, by their names.
-        write_text: takes pieces of a text.
-        print_line: takes a line that is not text.
+        args: arguments of `load`, and sampling settings, by name.
+        write_text: writes a piece of generated text.
+        print_line: prints a line that is not generated text.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with it input() has history and editing)
@@ -161,7 +161,7 @@ def run_repl(
     load_arg_names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
     load_args = {name: args[name] for name in load_arg_names if name in args}
     sampling = {name: value for name, value in args.items() if name not in load_arg_names}
-    config.parse_sampling_params(sampling)  # what cannot be is refused before a model is read
+    config.parse_sampling_params(sampling)  # refuse invalid settings before loading a model
     shared_args = {name: load_args[name] for name in load_arg_names[2:] if name in load_args}
     GenerateRepl(
         lambda run: load(run, **shared_args),

@@ -1,4 +1,4 @@
-"""Standard output and standard error, where writing may fail: a full disk, a closed terminal."""
+"""Standard output and standard error that handle failing writes: a full disk, a closed terminal."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ STDOUT_NAME = "standard output"  # its name in errors
 class _StandardStream(io.TextIOWrapper):
     @classmethod
     def wrap(cls, stream: TextIO | None) -> Self:
-        """The same stream; what a terminal cannot show becomes a question mark."""
-        if stream is None:  # closed before the program began
+        """Wrap a stream: characters that a terminal cannot show become question marks."""
+        if stream is None:  # closed before the program started
             return cls(Path(os.devnull).open("wb"))
         binary: Any = stream.buffer
         is_unbuffered = isinstance(binary, io.RawIOBase)  # PYTHONUNBUFFERED
-        if is_unbuffered:  # a text stream would drop what a short write leaves
+        if is_unbuffered:  # a raw stream may write only a part
             binary = io.BufferedWriter(cast(io.RawIOBase, binary))
         line_buffering = is_unbuffered or getattr(stream, "line_buffering", False)
         return cls(binary, stream.encoding, errors="replace", line_buffering=line_buffering)
 
 
 class StdoutStream(_StandardStream):
-    """Standard output: an error names it, since a result that was not written is an error."""
+    """Standard output: a failing write is an error, which names the stream."""
 
     def write(self, text: str, /) -> int:
         with files.add_filename_to_errors(Path(STDOUT_NAME)):
@@ -40,8 +40,8 @@ class StdoutStream(_StandardStream):
 
 
 class StderrStream(_StandardStream):
-    """Standard error: errors are ignored, since training must not end because of a log. What is
-    buffered is tried again with the next message.
+    """Standard error: failing writes are ignored, since a log must not end training. Buffered text
+    is retried with the next message.
     """
 
     def write(self, text: str, /) -> int:
@@ -58,12 +58,12 @@ class StderrStream(_StandardStream):
 
 
 def install_streams() -> None:
-    """Replace the program's standard streams by those that report or ignore failing writes."""
+    """Replace sys.stdout and sys.stderr by streams that report or ignore failing writes."""
     sys.stdout, sys.stderr = StdoutStream.wrap(sys.stdout), StderrStream.wrap(sys.stderr)
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are refused later
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def redirect_to_devnull(stream: TextIO) -> None:
-    """Let a stream's file descriptor lead nowhere."""
+    """Redirect a stream's file descriptor to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Results of commands as text and tables, on stdout; nothing else is printed there."""
+"""Prints results of commands as text and tables on stdout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlxgpt.training.selfcheck import CheckResult
 
 
 class StdoutConsole(Console):
-    """The console on stdout; if its reader closes it (`| head -1`), the command ends."""
+    """Console on stdout that ends the command if its reader closes it (`| head -1`)."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -38,7 +38,7 @@ CHECK_MARKS = {
 
 
 def show_checks(checks: Sequence[CheckResult]) -> None:
-    """The self-check as a table on stdout, with the reasons under it."""
+    """Print the self-check as a table, with explanations below."""
     console = StdoutConsole(highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("", "check", "result"):
@@ -56,7 +56,7 @@ CURVE_HEIGHT = 20  # lines
 
 
 def show_curve(run: Run) -> None:
-    """A run's loss curve on stdout."""
+    """Print a run's loss curve."""
     console = StdoutConsole(highlight=False)
     console.print(Text(run.name, style="bold"))
     width, unicode = min(console.width, 100), not console.options.ascii_only
@@ -68,7 +68,7 @@ def show_curve(run: Run) -> None:
 
 
 def show_appraisal(appraisal: SampleQuality) -> None:
-    """Sample quality metrics as a table on stdout."""
+    """Print sample quality metrics as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in appraisal.columns:
@@ -105,11 +105,11 @@ def _format_metric(value: float | None, share: bool) -> str:
     return f"{value:.1%}" if share else f"{value:.2f}"
 
 
-MAX_TEXT_WIDTH = 80  # columns of running text
+MAX_TEXT_WIDTH = 80  # columns; longer lines of text are wrapped
 
 
 def show_texts(texts: Sequence[str]) -> None:
-    """Generated texts on stdout: in a terminal as columns to read, elsewhere as they are."""
+    """Print generated texts: wrapped in a terminal, otherwise unchanged."""
     console = StdoutConsole(highlight=False, soft_wrap=False)
     for number, text in enumerate(texts, 1):
         if not console.is_terminal:
@@ -124,7 +124,7 @@ def show_texts(texts: Sequence[str]) -> None:
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """A model's loss over a text."""
+    """Print a model's loss on a text."""
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"bits per byte  {result.bits_per_byte:.4f}")
     print(f"perplexity     {result.perplexity:.2f}")
@@ -132,7 +132,7 @@ def show_evaluation(result: Evaluation) -> None:
 
 
 def show_hellaswag(result: HellaSwagResult) -> None:
-    """A model's accuracy on HellaSwag, with its standard error."""
+    """Print a model's HellaSwag accuracy, with its standard error."""
     print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
     print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
     truncated = f", {result.cut:,} truncated to the block size" if result.cut else ""
@@ -140,7 +140,7 @@ def show_hellaswag(result: HellaSwagResult) -> None:
 
 
 def show_info(info: ConfigInfo) -> None:
-    """Parameters, cost and settings of a config or a run."""
+    """Print the parameters, cost and settings of a config or a run."""
     print(f"{info.name}\n")
     for part, count in info.parameters.items():
         print(f"  {part:34}{count:>14,} parameters")
@@ -155,7 +155,7 @@ def show_info(info: ConfigInfo) -> None:
 
 
 def show_runs(summaries: Sequence[RunSummary]) -> None:
-    """The list of runs, as a table."""
+    """Print the list of runs as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "steps", "val loss", "parameters", "data"):
         table.add_column(name, overflow="fold")

@@ -1,5 +1,5 @@
-"""The settings of a run: frozen dataclasses (schema.py), bounds and types of their fields
-(fields.py), TOML files (toml.py), resolving flags, tiers and files to one config (resolve.py).
+"""Run configuration: frozen dataclasses (schema.py), types and bounds of their fields (fields.py),
+TOML files (toml.py), and resolving flags, tiers and files to one config (resolve.py).
 """
 
 from mlxgpt.config.schema import (

@@ -1,4 +1,4 @@
-"""Config fields: help text, bounds and type of each, and the validation of values by these."""
+"""Config fields: help texts, types and bounds, and validation of values."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def config_field(
     choices: tuple[str, ...] | None = None,
     affects_weights: bool = True,
 ) -> Any:
-    """A dataclass field with its meaning, its bounds (inclusive), and whether it can change what
-    a training ends with (`affects_weights`).
+    """Declare a dataclass field with its help text, inclusive bounds, and whether it can change the
+    trained weights (`affects_weights`).
     """
     metadata = {
         "help": help,
@@ -37,21 +37,20 @@ def config_field(
 
 
 def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Field[Any]]]:
-    """(name, type, field) of each setting of one dataclass, in order."""
+    """Yield (name, type, field) for each field of a config dataclass, in order."""
     types = get_type_hints(config_class)
     for item in fields(config_class):
         yield item.name, types[item.name], item
 
 
-# of a setting without a bound of its own: exact as a float
-MAX_INT = 1 << 53  # whole number, where there is no other bound
+MAX_INT = 1 << 53  # upper bound of integers without their own bound: still exact as a float
 
 
 def check_bounds(instance: T) -> T:
-    """`instance` if each of its values is within the bounds of its field.
+    """Check that each value is within the bounds of its field, and return `instance`.
 
     Raises:
-        UserError: naming the setting, and the nearest value that would do.
+        UserError: with the name of the setting and the nearest valid value.
     """
     for name, field_type, item in iter_fields(type(instance)):
         value, meta = getattr(instance, name), item.metadata
@@ -80,13 +79,13 @@ def check_bounds(instance: T) -> T:
 def coerce_types(
     config_class: type, values: Mapping[str, Any], section_by_field: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`values` with each one brought to its field's type, where nothing is lost by it.
+    """Convert each value to the type of its field, if the conversion is lossless.
 
     Args:
-        section_by_field: the section that each setting is in, to name the right one.
+        section_by_field: section of each setting, used to suggest the right one.
 
     Raises:
-        UserError: for an unknown name or another type.
+        UserError: for an unknown name or a wrong type.
     """
     field_types = {name: field_type for name, field_type, _ in iter_fields(config_class)}
     result = {}
@@ -113,7 +112,7 @@ def _convert(name: str, field_type: Any, value: Any) -> Any:
         try:
             return float(value)
         except OverflowError:
-            return math.inf  # which is refused as too large
+            return math.inf  # rejected later as too large
     if field_type is str and isinstance(value, str):
         return value
     if field_type == tuple[str, ...]:
@@ -133,6 +132,6 @@ def _convert(name: str, field_type: Any, value: Any) -> Any:
 
 
 def unknown_name_error(description: str, name: str, valid_names: Mapping[str, Any]) -> UserError:
-    """The error for an unknown name, with the closest valid one."""
+    """The error for an unknown name, suggesting the closest valid one."""
     suggestion = difflib.get_close_matches(name, list(valid_names), 1, 0.0)[0]
     return UserError(f"unknown {description}", f"did you mean {suggestion!r}?")

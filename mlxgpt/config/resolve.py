@@ -1,7 +1,6 @@
-"""Resolves flags, tiers, recipes and TOML files to one config, and names to folders.
+"""Resolve flags, tiers, recipes and TOML files to one config, and find the default folders.
 
-Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
-current folder.
+The defaults are `runs` and `data` in $MLXGPT_HOME, or in the current folder if it is not set.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PathLike = str | Path
 
 
 def resolve_folder(kind: str, folder: PathLike | None = None) -> Path:
-    """The folder for `runs` or `data`."""
+    """The folder for runs or data; `kind` is `runs` or `data`."""
     return Path(folder) if folder else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
 
 
@@ -28,8 +27,8 @@ def resolve_config(
     recipe: str | None = None,
     **settings: Any,
 ) -> tuple[str, Config]:
-    """A config's name and content: a tier's by a recipe, a TOML file's, or one at hand; with
-    settings changed by their plain names (`n_layer=6`).
+    """Name and config of a tier with a recipe, a built-in config, a TOML file or a `Config`;
+    keyword settings override single fields (`n_layer=6`).
     """
     if recipe not in (None, *toml.RECIPES):
         raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(toml.RECIPES)}.")

@@ -1,7 +1,7 @@
-"""The settings of a run: one tree of frozen dataclasses, and the only place for defaults.
+"""Config dataclasses: all settings of a run, with their defaults and help texts.
 
-The command line's flags, the TOML files and the copy in each run's folder are all made from these
-fields. Nothing here knows MLX, files of data, or a terminal.
+The command line flags, the TOML files and the copy in each run's folder are all generated from
+these fields. This module does not depend on MLX, data files or the terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A GPT-2 (Radford et al., 2019), by its own names. The defaults are GPT-2 small's."""
+    """Model architecture, in GPT-2's terms (Radford et al., 2019). Defaults: GPT-2 small."""
 
     n_layer: int = config_field(12, "transformer blocks", low=1)
     n_head: int = config_field(12, "attention heads per block", low=1)
@@ -64,8 +64,8 @@ class ModelConfig:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of what decides a model's logits besides its weights. Default values are left
-        out, so that it stays the same when there are new settings.
+        """SHA-256 of the settings that, with the weights, determine the logits. Default values are
+        omitted, so that adding a setting does not change it.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
         values = {
@@ -76,12 +76,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, and how it becomes tokens."""
+    """Training and validation data, and the tokenizer."""
 
     source: tuple[str, ...] = config_field(
         ("shakespeare",),
-        "training data: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook "
-        "(synthetic stories), a Hub dataset as hf:OWNER/NAME[:COLUMN], files, folders, or a "
+        "training data: shakespeare, tinystories, tinystories-gpt4, openwebtext, synthetic "
+        "(generated stories), a Hub dataset as hf:OWNER/NAME[:COLUMN], files, folders, or a "
         "prepared data folder",
     )
     val_source: tuple[str, ...] = config_field(
@@ -97,8 +97,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its schedule. The defaults are nanoGPT's for GPT-2: AdamW (Loshchilov &
-    Hutter, 2019), and a cosine.
+    """Optimizer and learning rate schedule. Defaults: nanoGPT's for GPT-2, AdamW (Loshchilov &
+    Hutter, 2019) with cosine decay.
     """
 
     optimizer: str = config_field(
@@ -142,7 +142,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in which portions, and what is shown and kept on the way."""
+    """Batch size, number of steps, dtypes, evaluation, logging and checkpoints."""
 
     batch_size: int = config_field(12, "sequences per micro-batch", low=1)
     gradient_accumulation_steps: int = config_field(1, "micro-batches per optimizer step", low=1)
@@ -205,7 +205,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a run."""
+    """Complete configuration of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -214,18 +214,18 @@ class Config:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences of all micro-batches of an update."""
+        """Sequences per optimizer step, over all micro-batches."""
         return self.train.batch_size * self.train.gradient_accumulation_steps
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of all micro-batches of an update."""
+        """Tokens per optimizer step, over all micro-batches."""
         return self.sequences_per_step * self.model.block_size
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How text is drawn from a model: not part of a run, chosen at each generation."""
+    """Sampling parameters of text generation; not part of a run's config."""
 
     max_tokens: int = config_field(500, "maximum number of tokens to generate", low=1)
     temperature: float = config_field(
@@ -257,17 +257,17 @@ class SamplingParams:
 SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
-# Every field's name is used once in the tree, so that a flag needs no prefix.
+# Field names are unique across sections, so that flags need no prefix.
 SECTION_BY_FIELD: dict[str, str] = {
     name: section for section, cls in SECTIONS.items() for name, _, _ in iter_fields(cls)
 }
 
 
 def override_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """`config` with fields replaced by their plain names, validated.
+    """Replace fields of a config, by name, and validate the result.
 
     Raises:
-        UserError: for an unknown name or an impossible value.
+        UserError: for an unknown name or an invalid value.
     """
     values_by_section: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -285,16 +285,16 @@ def override_config(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def parse_sampling_params(values: Mapping[str, Any]) -> SamplingParams:
-    """Sampling settings from plain values, validated.
+    """Build and validate sampling parameters from a mapping.
 
     Raises:
-        UserError: for an unknown name or an impossible value.
+        UserError: for an unknown name or an invalid value.
     """
     return check_bounds(SamplingParams(**coerce_types(SamplingParams, values)))
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> Config:
-    """A validated Config from nested mappings, as a TOML file gives them."""
+    """Build and validate a Config from nested mappings, as parsed from TOML."""
     sections = {}
     for section, section_values in tree.items():
         if section not in SECTIONS:
@@ -313,10 +313,10 @@ def config_from_tree(tree: Mapping[str, Any]) -> Config:
 
 
 def validate_config(config: Config) -> Config:
-    """`config` itself, if every value can be.
+    """Check all values of a config, and return it.
 
     Raises:
-        UserError: naming the setting, and the nearest value that would do.
+        UserError: with the name of the setting and the nearest valid value.
     """
     for section in SECTIONS:
         check_bounds(getattr(config, section))
@@ -342,7 +342,7 @@ SHAKESPEARE_VOCAB_SIZE = 65  # characters in Tiny Shakespeare
 
 
 def fill_vocab_size(config: Config) -> Config:
-    """`config`, its vocabulary that of Shakespeare's characters where it is left to the data."""
+    """Set a vocabulary size left to the data (0) to the number of Tiny Shakespeare's characters."""
     return (
         config
         if config.model.vocab_size
@@ -351,8 +351,8 @@ def fill_vocab_size(config: Config) -> Config:
 
 
 def diff_configs(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configs differ: name -> (old, new). Sources are left out: the
-    data's own hash tells.
+    """Settings that differ between two configs: name -> (old, new). The data section is not
+    compared, since the data is identified by its hash.
     """
     values_by_field = {
         name: (getattr(getattr(old, section), name), getattr(getattr(new, section), name))
@@ -363,9 +363,9 @@ def diff_configs(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def weight_affecting_fields(old: Config, new: Config) -> list[str]:
-    """Names of the settings in which two configs differ so that a training would end with other
-    weights. The same sequences in other micro-batches are left out, which differ by rounding only,
-    and so is a longer `max_steps` when the schedule does not depend on it.
+    """Names of the settings that differ between two configs and change the trained weights. This
+    excludes splitting the same batch into other micro-batches, which only changes rounding, and
+    `max_steps` if the schedule does not depend on it.
     """
     ignored = {
         name

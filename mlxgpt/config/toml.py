@@ -1,4 +1,4 @@
-"""Configs as TOML files: reading, writing, and the built-in ones."""
+"""Read and write configs as TOML files, and find the built-in ones."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
+RECIPES = ("classic", "modern")  # tier1.toml, tier1-modern.toml
 
 
-REMOVED_FIELD = ("model", "zero_init")  # (section, name), still in the configs of old runs
-RENAMED_VALUE = ("optim", "schedule", "linear", "wsd")  # (section, name, old, new), likewise
+REMOVED_FIELD = ("model", "zero_init")  # (section, name), in configs of old runs
+RENAMED_VALUES = (  # (section, name, old, new)
+    ("optim", "schedule", "linear", "wsd"),
+    ("data", "source", ["storybook"], ["synthetic"]),
+)
 
 
 def load_config(path: str | Path) -> Config:
-    """Read a TOML file; what it leaves out keeps its default.
+    """Read a config from a TOML file; missing fields keep their defaults.
 
     Raises:
-        UserError: if it cannot be read, or holds an unknown key or an impossible value.
+        UserError: if it cannot be read, or has an unknown key or an invalid value.
     """
     try:
         with files.recursion_error_as_value_error():
-            # Without the byte-order mark that some editors write.
+            # Some editors write a byte order mark.
             tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:
         remedy = f"use a TOML file, or one of {', '.join(sorted(find_builtin_configs()))}."
@@ -39,9 +42,9 @@ def load_config(path: str | Path) -> Config:
     section, name = REMOVED_FIELD
     if isinstance(tree.get(section), dict):
         tree[section].pop(name, None)
-    section, name, old_value, new_value = RENAMED_VALUE
-    if isinstance(tree.get(section), dict) and tree[section].get(name) == old_value:
-        tree[section][name] = new_value
+    for section, name, old_value, new_value in RENAMED_VALUES:
+        if isinstance(tree.get(section), dict) and tree[section].get(name) == old_value:
+            tree[section][name] = new_value
     try:
         return config_from_tree(tree)
     except UserError as error:
@@ -52,15 +55,15 @@ SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
 
 
 def config_to_toml(config: Config) -> str:
-    """The whole config as TOML, each value with its meaning; `load_config` reads it back."""
+    """Format a config as TOML, with help texts as comments; `load_config` reads it back."""
     lines = []
     for section, cls in SECTIONS.items():
         lines.append(f"[{section}]")
         for name, _, item in iter_fields(cls):
             value = getattr(getattr(config, section), name)
-            # TOML writes these types as JSON does, but for one control character.
+            # JSON and TOML write these types alike, except for one control character.
             text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-            # A name's bytes that are not UTF-8, which TOML cannot have, as a backslash and digits.
+            # TOML cannot hold surrogates, which stand for non-UTF-8 bytes of file names.
             text = SURROGATE_PATTERN.sub(lambda c: f"\\\\u{ord(c[0]):04x}", text)
             lines.append(f"{name} = {text}  # {item.metadata['help']}")
         lines.append("")
@@ -68,8 +71,8 @@ def config_to_toml(config: Config) -> str:
 
 
 def find_builtin_configs() -> dict[str, Path]:
-    """The configs that come with mlxgpt, by name: next to the package when it runs from a
-    checkout, inside it when it was installed from a wheel.
+    """Paths of the built-in configs, by name: inside the package if it was installed from a wheel,
+    next to it in a checkout.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parent / "configs"):
@@ -79,11 +82,11 @@ def find_builtin_configs() -> dict[str, Path]:
 
 
 def tier_config_name(number: int, recipe: str = "classic") -> str:
-    """The name of the config of Tier 1 or 2 by a recipe."""
+    """Name of the built-in config of Tier 1 or 2 with a recipe."""
     return f"tier{number}" if recipe == "classic" else f"tier{number}-{recipe}"
 
 
 def load_tier_config(number: int, recipe: str = "classic") -> Config:
-    """The config of Tier 1 or 2 by a recipe."""
+    """Load the built-in config of Tier 1 or 2 with a recipe."""
     name = tier_config_name(number, recipe)
     return load_config(find_builtin_configs().get(name, Path(f"configs/{name}.toml")))

@@ -1,3 +1,1 @@
-"""Import and export of models: formats, parameter names and layouts of other libraries. Knows
-nothing of training.
-"""
+"""Import and export of models in the formats of other libraries. Does not depend on training."""

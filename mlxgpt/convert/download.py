@@ -1,5 +1,5 @@
-"""Downloads a GPT-2 from the Hugging Face hub into the hub's cache: weights as safetensors, config,
-tokenizer. What is in the cache is not downloaded again.
+"""Download of GPT-2 models (safetensors, config, tokenizer) from the Hugging Face hub into its
+cache. Cached files are not downloaded again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Common name -> OWNER/NAME on the hub.
+# Short name -> OWNER/NAME on the hub.
 MODEL_ALIASES = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large")},
     "gpt2-xl": "openai-community/gpt2-xl",
@@ -35,14 +35,14 @@ MODEL_ALIASES = {
 
 
 def download_model(name: str) -> tuple[Path, str]:
-    """Download a model of the hub; the folder in the cache, and its commit.
+    """Download a model from the hub, and return its folder in the cache and its commit hash.
 
     Args:
         name: one of MODEL_ALIASES, or OWNER/NAME.
 
     Raises:
-        UserError: if it could not be downloaded, is not a GPT-2 in safetensors, or the disk is too
-            full for it.
+        UserError: if the download fails, the model has no config.json or safetensors, or the disk
+            is too full.
     """
     from huggingface_hub import HfApi, constants
 
@@ -53,7 +53,7 @@ def download_model(name: str) -> tuple[Path, str]:
         return _download_files(repo_id, info), str(info.sha)
     except UserError:
         raise
-    except Exception as error:  # whatever its transports raise
+    except Exception as error:  # the hub's transports raise many types
         problem = f"the Hugging Face hub: {http.describe_download_error(error)}"
         if http.is_unreachable(error) and (folder := _find_cached_snapshot(repo_id)):
             logger.info(f"{problem}; using {repo_id} from the cache")
@@ -68,7 +68,7 @@ WEIGHTS_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
 def _download_files(repo_id: str, info: Any) -> Path:
-    """Download all files that an import reads, at the commit of `info`; their folder."""
+    """Download the files that an import needs, at the commit of `info`, and return their folder."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     commit = str(info.sha)
@@ -118,7 +118,7 @@ def _download_files(repo_id: str, info: Any) -> Path:
         local_path = Path(hf_hub_download(repo_id, file, revision=commit))
         lfs = repo_files[file].lfs
         if lfs and files.sha256_file(local_path) != lfs.sha256:
-            local_path.resolve().unlink()  # or the cache would give it again
+            local_path.resolve().unlink()  # else the cache returns it again
             raise http.DownloadError(
                 f"{file} was damaged in transit: its hash differs from the hub's"
             )
@@ -126,7 +126,7 @@ def _download_files(repo_id: str, info: Any) -> Path:
 
 
 def _find_cached_snapshot(repo_id: str) -> Path | None:
-    """The folder of a model's state that was downloaded last; None if there is none."""
+    """Folder of a model's most recently downloaded snapshot, or None."""
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")

@@ -1,4 +1,4 @@
-"""Export of a run's model to other runtimes: transformers, mlx-lm, llama.cpp."""
+"""Export of a run's model to transformers, mlx-lm or llama.cpp (GGUF)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RUNTIMES = ("hf", "mlx-lm", "gguf")  # the choices of --to
-QUANTIZE_BITS = (8, 4)  # bits per weight, the choices of --quantize
+RUNTIMES = ("hf", "mlx-lm", "gguf")  # choices of --to
+QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class ExportResult:
     """Result of an export.
 
     Attributes:
-        folder: the exported files.
-        step: updates that the model was trained for.
-        perplexity, quantized_perplexity: over the run's validation text, of the weights as they are
-            and as they were quantized; None where nothing was quantized, or there is no such text.
+        folder: folder with the exported files.
+        step: training step of the exported checkpoint.
+        perplexity, quantized_perplexity: validation perplexity before and after quantization; None
+            without quantization or validation data.
     """
 
     folder: Path
@@ -49,16 +49,22 @@ def export(
     run: str | None = None,
     checkpoint: str = "best",
     quantize: int | None = None,
-    out: PathLike | None = None,
+    output: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> ExportResult:
-    """Write a run's model as another runtime loads it.
+    """Export a run's model for another runtime, with tokenizer and model card.
 
     Args:
-        to: `hf` (transformers, and mlx-lm too), `mlx-lm`, or `gguf` (llama.cpp, Ollama).
-        quantize: 8 or 4 bits a weight, for `mlx-lm` and `gguf`; default: float32.
-        out: the folder; default: exports/RUN-TO.
+        to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, or `gguf` (llama.cpp; Ollama and
+            LM Studio not tested).
+        quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32.
+        output: folder to write; default: exports/RUN-TO.
+        run, checkpoint: see `load`.
+
+    Raises:
+        UserError: if an argument is not supported, the runtime does not support the model, or the
+            folder exists or cannot be written.
     """
     for value, allowed, flag in (
         (to, RUNTIMES, "--to"),
@@ -70,7 +76,7 @@ def export(
             )
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
     suffix = f"-{quantize}bit" if quantize else ""
-    folder = Path(out) if out else Path("exports") / f"{opened_run.name}-{to}{suffix}"
+    folder = Path(output) if output else Path("exports") / f"{opened_run.name}-{to}{suffix}"
     parameters = flatten_params(model.parameters())
     export_run(opened_run, parameters, step, folder, to, quantize)
     data_folder = resolve_folder("data", data_dir) / (opened_run.data_name or "")
@@ -94,14 +100,14 @@ def export_run(
     runtime: str,
     bits: int | None = None,
 ) -> None:
-    """Export a run's model as a folder that a runtime loads, written atomically. Vocabulary rows
-    beyond the tokenizer's ids are left out, since another runtime could sample them.
+    """Export a run's model to a folder, written atomically. Padding rows of the vocabulary are
+    dropped, since another runtime could sample them.
 
     Args:
-        parameters: of the run's model after `step` updates.
+        parameters: the model's parameters after `step` updates.
         folder: must not exist yet.
         runtime: one of RUNTIMES.
-        bits: bits of the weights, one of QUANTIZE_BITS; None: float32.
+        bits: bits per weight, one of QUANTIZE_BITS; None: float32.
 
     Raises:
         UserError: if the runtime does not support the model, or the folder cannot be written.
@@ -153,7 +159,7 @@ def differs_from_gpt2(config: ModelConfig) -> bool:
 def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], runtime: str, bits: int
 ) -> dict[str, mx.array]:
-    """Quantize and dequantize the parameters as a runtime does."""
+    """Quantize and dequantize the parameters with a runtime's own scheme."""
     functions = {"mlx-lm": mlx_lm.fake_quantize_mlx_lm, "gguf": gguf.fake_quantize_gguf}
     return functions[runtime](config, parameters, bits)
 

@@ -1,9 +1,7 @@
-"""Writes a GPT as a GGUF file, which llama.cpp, Ollama and LM Studio run. Knows llama.cpp's names
-for GPT-2's arrays and its kinds of vocabularies; nothing of runs.
+"""GGUF export, for llama.cpp; Ollama and LM Studio also load GGUF files (not tested).
 
-Weights are float32 unless they are quantized, so that nothing is lost. llama.cpp's GPT-2 has
-biases everywhere: a model without them gets zeros, which change nothing. A model of the modern
-recipe becomes a Qwen3.
+Weights are float32 unless quantized. llama.cpp's GPT-2 requires biases, so a model without them
+gets zeros. Models with the modern recipe are written in Qwen3's layout. Does not depend on runs.
 """
 
 from __future__ import annotations
@@ -30,17 +28,17 @@ from mlxgpt.model.stats import mlp_width
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-QUANT_TYPES = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
+QUANT_TYPES = {8: "Q8_0", 4: "Q4_0"}  # bits per weight -> llama.cpp's quantization type
 
 
 class GGUFVocabulary(NamedTuple):
-    """A vocabulary in llama.cpp's terms.
+    """A vocabulary in llama.cpp's format.
 
     Attributes:
-        kind: gpt2, byte-level BPE; or rwkv, the longest token that fits.
-        tokens: the text of each id, spelled as that kind has it.
+        kind: `gpt2` (byte-level BPE) or `rwkv` (greedy longest match).
+        tokens: text of each id, in the escaping of that kind.
         types: gguf's TokenType of each id.
-        merges: BPE's, the first merged first.
+        merges: BPE merges, in the order of their priority.
     """
 
     kind: str
@@ -50,14 +48,14 @@ class GGUFVocabulary(NamedTuple):
 
 
 class GGUFModel(NamedTuple):
-    """What a GGUF file holds.
+    """Content of a GGUF file.
 
     Attributes:
-        config: the model's shape.
-        parameters: its arrays by their dotted names.
-        tokenizer: byte-level BPE, or characters: any with end-of-text, without it only ASCII.
-        name: shown by programs as the model's name.
-        add_bos_token: whether llama.cpp puts an end-of-text before every prompt.
+        config: architecture of the model.
+        parameters: arrays by dotted name.
+        tokenizer: byte-level BPE or characters (ASCII only without an end-of-text token).
+        name: model name that programs show.
+        add_bos_token: whether llama.cpp puts an end-of-text token before every prompt.
     """
 
     config: ModelConfig
@@ -68,21 +66,20 @@ class GGUFModel(NamedTuple):
 
 
 def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
-    """Write a model and its tokenizer as one GGUF file, in place of one that is there.
+    """Write a model and its tokenizer to a GGUF file, atomically; an existing file is replaced.
 
-    In llama.cpp, unlike here, a special token's name in a prompt is the token; and of characters,
-    one that the tokenizer has never seen is left out where it has end-of-text, and refused where
-    not.
+    Unlike mlxgpt, llama.cpp parses special tokens in a prompt. With a character tokenizer it drops
+    unknown characters, or rejects them if there is no end-of-text token.
 
     Args:
-        path: the file, in a folder that is there.
-        bits: 8 or 4 bits a weight, Q8_0 or Q4_0; the embedding, which is the head too, has 8
-            in both. Default: float32.
+        path: GGUF file, in an existing folder.
+        bits: 8 (Q8_0) or 4 (Q4_0) bits per weight; embedding and output head always have 8.
+            Default: float32.
 
     Raises:
-        UserError: if `gguf` is not installed, the width cannot be quantized, llama.cpp has no such
-            vocabulary, or the file cannot be written; nothing is left behind.
-        ValueError: if there is no end-of-text to put before a prompt.
+        UserError: if `gguf` is not installed, n_embd cannot be quantized, llama.cpp does not
+            support the tokenizer, or the file cannot be written.
+        ValueError: if `add_bos_token` is set, but the tokenizer has no end-of-text token.
     """
     config, tokenizer = model.config, model.tokenizer
     if model.add_bos_token and tokenizer.end_of_text is None:
@@ -113,11 +110,12 @@ def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
 
 
 def render_modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
-    """An Ollama Modelfile for a GGUF file in the same folder: a prompt is continued as it is.
+    """Render an Ollama Modelfile (not tested) for a GGUF file in the same folder. Its template
+    passes the prompt through unchanged.
 
     Args:
-        gguf_name: the file's name, without a folder.
-        end_of_text: the name of the token that ends a text, where there is one.
+        gguf_name: file name without a folder.
+        end_of_text: name of the end-of-text token, if any.
     """
     lines = [f"FROM ./{gguf_name}", 'TEMPLATE "{{ .Prompt }}"', "PARAMETER temperature 0.8"]
     if end_of_text:
@@ -128,7 +126,7 @@ def render_modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
 def fake_quantize_gguf(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
-    """Quantize and dequantize the parameters as llama.cpp does."""
+    """Quantize and dequantize the parameters with llama.cpp's scheme."""
     _check_quantization(bits, config.n_embd)
     gguf = _import_gguf()
     dequantized = {}
@@ -153,12 +151,12 @@ def _import_gguf() -> Any:
     return gguf
 
 
-QUANT_BLOCK_SIZE = 32  # neighboring values of a row that share a scale, in Q8_0 and Q4_0
+QUANT_BLOCK_SIZE = 32  # values of a row that share a scale, in Q8_0 and Q4_0
 
 
 def _check_quantization(bits: int, n_embd: int) -> None:
-    """Refuse bits without a format, and rows that are not whole blocks. A row of any matrix has
-    n_embd values, four times as many, or a multiple of 32.
+    """Raise UserError for unsupported bits, or if rows do not divide into quantization blocks. Rows
+    of every matrix have n_embd, 4 · n_embd, or a multiple of 32 values.
     """
     if bits not in QUANT_TYPES:
         raise UserError(f"weights cannot be quantized to {bits} bits", "use 8 or 4.")
@@ -193,13 +191,13 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(NORM_EPS)
 
 
-# llama.cpp's BPE needs a merge: this one is of two NUL, which no text has.
+# llama.cpp's BPE requires at least one merge; this one joins two NULs, which no text contains.
 PLACEHOLDER_MERGE = "Ā Ā"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
 
 
 def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
-    """The tokenizer in llama.cpp's terms, with unused tokens up to the model's vocabulary."""
+    """Convert a tokenizer to llama.cpp's format, padded to the model's vocabulary size."""
     tree = json.loads(tokenizer.to_json())
     added = {token.id: token for token in tokenizer.added_tokens.tokens}
     token_ids = tree["model"]["vocab"] | tokenizer.added_tokens.ids
@@ -207,7 +205,7 @@ def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     if isinstance(tokenizer, CharTokenizer):
         if tokenizer.end_of_text is None:
             kind = "rwkv"
-        else:  # user-defined tokens are cut out of a text before BPE sees it: here, all of it
+        else:  # llama.cpp matches user-defined tokens before BPE: make every character one
             token_type = USER_DEFINED
     elif tokenizer.end_of_text is None:
         raise UserError(
@@ -227,9 +225,9 @@ def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
 
 
 def _escape_character(character: str) -> str:
-    """A character as a token of llama.cpp's rwkv, the one kind of vocabulary that needs no
-    end-of-text: BPE without one takes id 11 as the end. But rwkv loops forever on a text that has a
-    token's first bytes and not the others, so that only tokens of one byte are safe.
+    """Escape a character for llama.cpp's rwkv vocabulary, the only kind that works without an
+    end-of-text token (BPE would use id 11 as one). Its tokenizer loops forever if a text contains
+    only the first bytes of a token, so only single-byte tokens are safe.
     """
     if not character.isascii() or len(character) > 1:
         raise UserError(
@@ -261,7 +259,7 @@ def _write_tensors(
     parameters: dict[str, mx.array],
     bits: int | None,
 ) -> None:
-    """Write the arrays' descriptions, then the arrays, one at a time in memory."""
+    """Write the tensor infos, then the tensors, converting one at a time to limit memory."""
     file_type = f"MOSTLY_{QUANT_TYPES[bits]}" if bits else "ALL_F32"
     writer.add_file_type(gguf.LlamaFileType[file_type])
     if bits:
@@ -281,7 +279,7 @@ def _write_tensors(
         writer.write_tensor_data(gguf.quants.quantize(values_f32, ggml_type))
 
 
-# GPT-2's name of a part of a layer -> llama.cpp's.
+# GPT-2's tensor name in a layer -> llama.cpp's.
 GPT2_TENSORS = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -290,7 +288,7 @@ GPT2_TENSORS = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-# Qwen3's name of a part of a layer -> llama.cpp's.
+# Qwen3's tensor name in a layer -> llama.cpp's.
 QWEN3_TENSORS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -309,7 +307,7 @@ QWEN3_TENSORS = {
 def _iter_tensors(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int | None
 ) -> Iterator[tuple[str, mx.array, str]]:
-    """llama.cpp's name of each array, its values, and the format they are kept in."""
+    """Yield (llama.cpp's tensor name, values, quantization type) of each tensor."""
     vocab_type, matrix_type = (QUANT_TYPES[8], QUANT_TYPES[bits]) if bits else ("F32", "F32")
     if config.position == "rope":
         qwen_arrays = qwen3.convert_to_qwen3(config, parameters)

@@ -1,9 +1,9 @@
-"""Reads and writes GPT-2 as transformers stores it: a folder with config.json and safetensors.
+"""Import and export of GPT-2 in the transformers format: config.json and safetensors.
 
-There the four matrices of a block are [in, out] (a Conv1D of one column), here [out, in]; names
-may have prefixes, such as `transformer.`, or `module.` and `_orig_mod.` of a training run; older
-files hold each layer's causal mask; weights may be spread over several files with an index. mlx-lm
-reads the same folder, if config.json has `n_ctx`, names have no prefix and there is no head.
+transformers stores a block's four matrices as [in, out] (Conv1D), mlxgpt as [out, in]. On import,
+names may have prefixes (`transformer.`, or `module.` and `_orig_mod.` of training wrappers), older
+files contain causal masks, and weights may be sharded with an index. mlx-lm loads the exported
+folder too; it needs `n_ctx` in config.json, names without a prefix, and no output head.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ LINEAR_WEIGHTS = (
     "mlp.c_proj.weight",
 )
 LM_HEAD = "lm_head.weight"
-GELU_TANH_NAMES = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
+GELU_TANH_NAMES = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # all the tanh approximation
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model that was made elsewhere.
+    """A model read from another library's format.
 
     Attributes:
-        config: its shape.
-        parameters: its arrays by our names, float32; those of a file are read when they are needed.
-        tokenizer: its own.
-        add_bos_token: whether its texts begin with an end-of-text.
-        origin: where it comes from, for the record.
-        chat_template: how a conversation becomes a prompt, in Jinja; None where there is none.
+        config: model config.
+        parameters: float32 arrays by mlxgpt's names; may be loaded lazily from files.
+        tokenizer: the model's tokenizer.
+        add_bos_token: whether its texts begin with an end-of-text token.
+        origin: source of the model, recorded in the run.
+        chat_template: Jinja template that formats a conversation as a prompt; None without one.
     """
 
     config: ModelConfig
@@ -65,7 +65,7 @@ class ImportedModel:
     chat_template: str | None = None
 
 
-# Values in config.json that this GPT-2 implements; the first is transformers' default.
+# Supported values in config.json; the first is transformers' default.
 GPT2_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
     "activation_function": GELU_TANH_NAMES,
     "layer_norm_epsilon": (1e-5,),
@@ -76,10 +76,10 @@ GPT2_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def read_gpt2_config(folder: Path) -> ModelConfig:
-    """The shape that a folder's config.json describes.
+    """Read a GPT-2 model config from a folder's config.json.
 
     Raises:
-        UserError: if it is missing, damaged, or that of another architecture.
+        UserError: if it is missing, damaged, or describes another architecture.
     """
     path = folder / CONFIG_JSON
     try:
@@ -111,13 +111,13 @@ def read_gpt2_config(folder: Path) -> ModelConfig:
 
 
 def _infer_model_type(tree: Mapping[str, Any]) -> str:
-    """The model_type of a config.json without one."""
+    """Infer the model_type of a config.json that lacks it."""
     architectures = ", ".join(map(str, tree.get("architectures") or ()))
     is_gpt2 = architectures.startswith("GPT2") or (not architectures and "n_embd" in tree)
     return "gpt2" if is_gpt2 else f"missing (architectures: {architectures or 'missing'})"
 
 
-# config.json's name of each part of the shape -> other names that transformers reads.
+# Name in config.json -> other names that transformers accepts.
 CONFIG_ALIASES = {
     "n_layer": ("num_hidden_layers",),
     "n_head": ("num_attention_heads",),
@@ -128,7 +128,7 @@ CONFIG_ALIASES = {
 
 
 def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The shape that config.json describes; what it lacks is taken from the weights."""
+    """Read the model's dimensions from config.json; infer missing ones from the weights."""
     shape: dict[str, Any] = {}
     for name, aliases in CONFIG_ALIASES.items():
         values = [tree[key] for key in (name, *aliases) if tree.get(key) is not None]
@@ -151,22 +151,22 @@ def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     return shape
 
 
-# Inserted anywhere in a name by torch.compile, DistributedDataParallel and FSDP.
+# Inserted anywhere in a name by torch.compile, FSDP and DistributedDataParallel.
 WRAPPER_PREFIXES = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
 MODEL_PREFIXES = re.compile(r"(transformer\.|model\.)*")
 
 
 def strip_prefixes(name: str) -> str:
-    """An array's name without the prefixes of libraries and training wrappers."""
+    """A parameter's name without the prefixes of libraries and training wrappers."""
     return MODEL_PREFIXES.sub("", WRAPPER_PREFIXES.sub("", name), count=1)
 
 
-# The causal mask and its fill value; c_attn's own bias is a weight, and does not match.
+# The causal mask and its fill value; does not match the parameter c_attn.bias.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
 
 def _normalize_names(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Arrays by their plain names, without masks."""
+    """Strip the prefixes of all names, and drop causal masks."""
     normalized: dict[str, mx.array] = {}
     for full_name, value in arrays.items():
         name = strip_prefixes(full_name)
@@ -183,12 +183,12 @@ GPT2_PARAMETER = re.compile(
     r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
     r"|h\.\d+\.(ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
 )
-# Heads that a language model can have besides its own, by the prefix of their names.
+# Prefix of a name -> extra head that a language model can have.
 EXTRA_HEADS = {
     "v_head.": "a value head for reinforcement learning",
     "multiple_choice_head.": "a multiple-choice head",
 }
-# Heads in place of the language model's, by the prefix of their names.
+# Prefix of a name -> model with that head instead of a language modeling head.
 OTHER_TASK_HEADS = {
     "score.": "a sequence classifier (GPT2ForSequenceClassification)",
     "classifier.": "a token classifier (GPT2ForTokenClassification)",
@@ -197,10 +197,10 @@ OTHER_TASK_HEADS = {
 
 
 def _drop_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The arrays of the language model; other heads are logged.
+    """Drop the heads of other tasks, and log them.
 
     Raises:
-        UserError: if there is no language model, or an array that no GPT-2 has.
+        UserError: if it is not a language model, or has arrays that are not part of GPT-2.
     """
     for name in list(arrays):
         for prefix, description in {**EXTRA_HEADS, **OTHER_TASK_HEADS}.items():
@@ -228,10 +228,11 @@ def _drop_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx
 
 
 def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
-    """A folder's weights by our names, float32, so that memory holds each about once.
+    """Read a folder's weights as float32, by mlxgpt's names, with little more than one copy of them
+    in memory.
 
     Raises:
-        UserError: if they are missing, damaged, or not those of the config.
+        UserError: if they are missing or damaged, or do not match the config.
     """
     arrays = _drop_other_heads(folder, _normalize_names(folder, _read_arrays(folder)))
     head = arrays.pop(LM_HEAD, None)
@@ -245,7 +246,7 @@ def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.arra
                 f"{name} has {arrays[name].shape[0]:,} rows, but {key} is {rows:,}",
                 "copy or download the complete folder again.",
             )
-    # c_attn is the one matrix that is never square: the shape of a square one fits both layouts.
+    # c_attn is never square, so its shape shows the layout; attn.c_proj would fit both.
     c_attn = arrays.get(f"h.0.{LINEAR_WEIGHTS[0]}")
     has_conv1d_layout = c_attn is not None and c_attn.shape == (config.n_embd, 3 * config.n_embd)
     parameters = {}
@@ -269,7 +270,7 @@ def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.arra
 
 
 def _read_arrays(folder: Path) -> dict[str, mx.array]:
-    """All arrays of a folder; MLX compares each file's header with its length."""
+    """Load all arrays of a folder, lazily; MLX checks each file's header against its size."""
     names = [WEIGHTS_FILE]
     try:
         file_names = [path.name for path in folder.iterdir()]
@@ -285,7 +286,7 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
                 raise ValueError("its index refers to files outside the folder")
             if any(len(os.fsencode(name)) > 255 for name in names):
                 raise ValueError("its index has file names that are too long")
-        elif len(weight_files) == 1:  # under a name of its own
+        elif len(weight_files) == 1:  # a single file under another name
             names = weight_files
         arrays: dict[str, mx.array] = {}
         for name in names:
@@ -305,7 +306,7 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
 
 
 def _choose_remedy(folder: Path) -> str:
-    """The remedy for a folder without safetensors, by the files that it has instead."""
+    """Remedy for a folder without safetensors, based on the files that it does have."""
     if files.list_matching(folder, "pytorch_model*.bin"):
         return "its pytorch_model.bin is a pickle, which can run code: convert it to safetensors."
     if files.exists(folder / ADAPTER_FILE):
@@ -326,11 +327,11 @@ def _mismatch_error(folder: Path) -> UserError:
 
 
 def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extra: Any) -> None:
-    """Write config.json as transformers and mlx-lm read it.
+    """Write GPT-2's config.json for transformers and mlx-lm.
 
     Args:
-        bos: the id that begins and ends a text; None where there is none.
-        extra: further entries.
+        bos: end-of-text token, which is both BOS and EOS; None if there is none.
+        extra: additional entries.
     """
     shape = asdict(config)
     tree = {
@@ -338,7 +339,7 @@ def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extr
         "architectures": ["GPT2LMHeadModel"],
         **{name: shape[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
         "n_positions": config.block_size,
-        "n_ctx": config.block_size,  # mlx-lm asks for it
+        "n_ctx": config.block_size,  # required by mlx-lm
         "n_inner": None,
         "activation_function": GELU_TANH_NAMES[0],
         "layer_norm_epsilon": 1e-5,
@@ -353,15 +354,15 @@ def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extr
 
 
 def write_config_json(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Write config.json."""
+    """Write config.json from a dictionary."""
     files.write_atomically(folder / CONFIG_JSON, json.dumps(tree, indent=2) + "\n")
 
 
 def write_gpt2_parameters(
     folder: Path, config: ModelConfig, parameters: dict[str, mx.array]
 ) -> None:
-    """Write model.safetensors: no prefix, no head, matrices [in, out], biases of zeros where the
-    model has none.
+    """Write model.safetensors: names without prefix, no output head, matrices as [in, out], zeros
+    for missing biases.
     """
     arrays = {}
     for name, value in add_zero_biases(config, parameters).items():
@@ -371,7 +372,7 @@ def write_gpt2_parameters(
 
 
 def add_zero_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The parameters, with zeros for the biases that every GPT-2 elsewhere has."""
+    """Add zero biases to a model without biases, as other GPT-2 implementations require them."""
     if config.bias:
         return parameters
     complete = {}

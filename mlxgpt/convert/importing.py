@@ -1,4 +1,4 @@
-"""Import of a model that was made elsewhere, by transformers or nanoGPT, as a run."""
+"""Import of GPT-2 models from transformers, the Hugging Face hub or nanoGPT as a run."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def import_model(
     meta: PathLike | None = None,
     runs_dir: PathLike | None = None,
 ) -> Run:
-    """Make a run of a model that was made elsewhere: to generate with, evaluate, train from.
+    """Import a model as a new run, to generate with, evaluate or fine-tune.
 
     Args:
-        source: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`, any GPT-2 of the
-            Hugging Face hub as OWNER/NAME, a folder of one, or nanoGPT's ckpt.pt.
-        run: the new run's name or folder; default: the source's.
-        meta: the meta.pkl that nanoGPT's data of characters has.
+        source: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`, any GPT-2 on the
+            Hugging Face hub as OWNER/NAME, a local folder with such a model, or nanoGPT's ckpt.pt.
+        run: name or folder of the new run; default: the source's name.
+        meta: meta.pkl of nanoGPT's dataset, for character-level models.
+
+    Raises:
+        UserError: if the model cannot be read or is not supported, or the run already exists.
     """
     imported_model = read_model(str(source), Path(meta) if meta else None)
     name = run or default_run_name(str(source))
@@ -49,8 +52,8 @@ def import_model(
 
 
 def default_run_name(source: str) -> str:
-    """The default name of an imported run: that of the folder or the model; for nanoGPT's ckpt.pt,
-    that of the folder with it.
+    """Default name of an imported run: the model's or folder's name; for a ckpt.pt, the name of its
+    parent folder.
     """
     path = files.expand_user(source)
     return path.absolute().parent.name if files.is_file(path) else path.absolute().name
@@ -60,7 +63,7 @@ def read_model(source: str, meta: Path | None = None) -> ImportedModel:
     """Read a model from a folder, nanoGPT's ckpt.pt, or the Hugging Face hub.
 
     Args:
-        meta: nanoGPT's meta.pkl, for a model of characters.
+        meta: nanoGPT's meta.pkl, for character-level models.
 
     Raises:
         UserError: if there is no such model, or its architecture is not supported.
@@ -102,7 +105,7 @@ def _read_nanogpt(path: Path, meta: Path | None) -> ImportedModel:
         )
     if tokenizer.vocab_size > ckpt.config.vocab_size:
         raise _vocab_size_error(str(meta or path), tokenizer.vocab_size, ckpt.config.vocab_size)
-    # nanoGPT's sample.py puts nothing before a prompt.
+    # nanoGPT's sample.py adds no start token to a prompt.
     origin = {"nanogpt": path.name, "step": ckpt.step}
     return ImportedModel(
         ckpt.config, ckpt.parameters, tokenizer, add_bos_token=False, origin=origin
@@ -128,11 +131,11 @@ def _vocab_size_error(source: str, tokenizer_size: int, model_size: int) -> User
 
 
 def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
-    """Create a run from an imported model: its checkpoint of step 0 has the weights, and no
-    optimizer state. They are taken out of `imported_model`, so that memory holds them once.
+    """Create a run from an imported model, with a checkpoint at step 0 that has no optimizer state.
+    Empties `imported_model.parameters`, so that the weights are in memory only once.
 
     Raises:
-        UserError: if its weights are not finite, the folder exists, or it cannot be written.
+        UserError: if weights are not finite, or the folder already exists or cannot be written.
     """
     if name := checkpoint.find_non_finite(imported_model.parameters):
         raise UserError(
@@ -142,7 +145,7 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
     with files.file_lock(folder, "writing"):
         if files.exists(folder) and any(folder.iterdir()):
             if files.exists(folder / RUN_FILE) and not runs.open_run(folder).steps():
-                files.remove_folder(folder)  # an import that was interrupted
+                files.remove_folder(folder)  # left by an interrupted import
             else:
                 raise UserError(f"{folder} already exists", "choose another name: --run NAME.")
         run = Run(
@@ -159,12 +162,12 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
             files.write_atomically(folder / runs.CHAT_TEMPLATE, imported_model.chat_template)
         parameters = dict(imported_model.parameters)
         imported_model.parameters.clear()
-        for name in parameters:  # one by one, so that memory never holds all of them twice
+        for name in parameters:  # one at a time, to avoid two copies of the model in memory
             parameters[name] = mx.contiguous(parameters[name])
             mx.eval(parameters[name])
         try:
             run.save(run.checkpoints, 0, parameters, {})
-        except UserError:  # its checkpoint may exist all the same, and not be synced to disk
+        except UserError:  # the checkpoint may exist, but not be synced to disk
             with contextlib.suppress(OSError):
                 files.remove_folder(folder)
             raise
@@ -172,7 +175,7 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
 
 
 def _make_config(model_config: ModelConfig, imported_model: ImportedModel) -> Config:
-    """The config of an imported run; no training is planned."""
+    """Config of an imported run, with placeholder training settings."""
     tokenizer_kind = "char"
     if isinstance(imported_model.tokenizer, BPETokenizer):
         tokenizer_kind = "gpt2" if imported_model.tokenizer.vocab_size == GPT2_VOCAB_SIZE else "bpe"

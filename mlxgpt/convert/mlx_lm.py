@@ -1,7 +1,7 @@
-"""Writes a quantized GPT-2 for mlx-lm: groups of a row's values share a scale and an offset.
+"""Quantized export of GPT-2 for mlx-lm, with a scale and an offset per group of a row's values.
 
-Its names have the prefix `model.`, and its matrices are [out, in]: mlx-lm transposes matrices that
-transformers wrote, and packed ones cannot be transposed.
+Names have the prefix `model.`, and matrices are [out, in]. mlx-lm transposes the [in, out] matrices
+of transformers when loading, which is not possible with packed ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mlxgpt.utils.errors import UserError
 def write_mlx_lm(
     folder: Path, config: ModelConfig, parameters: dict[str, mx.array], bos: int | None, bits: int
 ) -> None:
-    """Write config.json and model.safetensors, the matrices and the embedding in 8 or 4 bits.
+    """Write config.json and model.safetensors, with matrices and token embedding in 8 or 4 bits.
 
     Raises:
-        UserError: if no group size divides the model's width.
+        UserError: if n_embd is not a multiple of any group size.
     """
     group_size = choose_group_size(config)
     settings = {"group_size": group_size, "bits": bits, "mode": "affine"}
@@ -47,7 +47,7 @@ def write_mlx_lm(
 def fake_quantize_mlx_lm(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
-    """Quantize and dequantize the parameters as mlx-lm does."""
+    """Quantize and dequantize the parameters with mlx-lm's scheme."""
     group_size = choose_group_size(config)
     return {
         name: mx.dequantize(*mx.quantize(value, group_size, bits), group_size=group_size, bits=bits)
@@ -58,15 +58,15 @@ def fake_quantize_mlx_lm(
 
 
 def should_quantize(name: str) -> bool:
-    """Whether an array is quantized; positions, biases and norms stay float32."""
+    """Whether a parameter is quantized; position embeddings, biases and norms stay float32."""
     return name == "wte.weight" or name.endswith(LINEAR_WEIGHTS)
 
 
-GROUP_SIZES = (64, 32)  # values of a row that share a scale; mlx-lm's own choice first
+GROUP_SIZES = (64, 32)  # values of a row that share a scale; mlx-lm's default first
 
 
 def choose_group_size(config: ModelConfig) -> int:
-    """The largest group that divides the model's width."""
+    """The largest group size that divides n_embd; raises UserError if there is none."""
     for group_size in GROUP_SIZES:
         if config.n_embd % group_size == 0:
             return group_size

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, what it was trained on, how to run it."""
+"""Model card (README.md) of an exported model: architecture, training data, usage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mlxgpt.utils.errors import UserError
 
 
 def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> str:
-    """The model card of a run, in Markdown.
+    """Render the model card of a run as Markdown.
 
     Args:
-        step: updates it was trained for.
-        runtime: the runtime it is exported to, one of RUNTIMES in exporting.py.
-        bits: bits of its weights; None: float32.
+        step: training step of the exported checkpoint.
+        runtime: target of the export, one of RUNTIMES in exporting.py.
+        bits: bits per weight; None: float32.
     """
     m, best = run.config.model, run.best()
     eos = (end_of_text_token(run.tokenizer) or "").replace("|", r"\|")
@@ -81,15 +81,20 @@ mlx_lm.generate --model . --prompt {shell} --max-tokens {new} --ignore-chat-temp
 """,
     "gguf": """```
 llama-cli -m {name}.gguf -no-cnv -p {shell} -n {new}
+```
+
+With Ollama (not tested; neither is LM Studio):
+
+```
 ollama create {name} -f Modelfile && ollama run {name} {shell}
 ```
 """,
 }
-EXAMPLE_NEW_TOKENS = 100  # tokens that the example generates
+EXAMPLE_NEW_TOKENS = 100  # at most, in the example commands
 
 
 def _render_commands(run: Run, runtime: str) -> str:
-    """The commands that run the model, with a prompt and a length that fit its block."""
+    """Example commands that run the model, with a prompt and length that fit its context."""
     block_size, has_bos = run.config.model.block_size, run.bos is not None
     prompt = choose_example_prompt(run, max(1, block_size // 2 - has_bos))
     prompt_tokens = len(run.tokenizer.encode(prompt)) + has_bos
@@ -100,13 +105,13 @@ def _render_commands(run: Run, runtime: str) -> str:
     return RUN_COMMANDS[runtime].format(**values).rstrip()
 
 
-DEFAULT_PROMPT = "Once upon a time"  # where a run has no usable sample
-EXAMPLE_PROMPT_CHARS = 24  # characters at most
+DEFAULT_PROMPT = "Once upon a time"  # if a run has no usable sample
+EXAMPLE_PROMPT_CHARS = 24  # at most
 
 
 def choose_example_prompt(run: Run, max_tokens: int) -> str:
-    """A prompt of at most `max_tokens` tokens that the run's tokenizer knows: the beginning of the
-    newest sample, or else DEFAULT_PROMPT, or else a character of the vocabulary.
+    """Choose a prompt of at most `max_tokens` tokens that the run's tokenizer can encode: the start
+    of the newest sample, else DEFAULT_PROMPT, else a single character of the vocabulary.
     """
     samples = [text for _, text in run.samples(max_chars=200)][-1:]
     lines = [line.strip() for text in samples for line in text.splitlines()]

@@ -1,16 +1,14 @@
-"""Reads nanoGPT's ckpt.pt: a model as its train.py saves it, with our parameter names.
+"""Import of nanoGPT checkpoints (ckpt.pt, as its train.py saves them).
 
-Its linear layers have our layout, [out, in], so that only names differ. PyTorch reads the file,
-and with `weights_only` runs no code in it. Of the data the model was trained on only the name is
-known.
+Linear layers are [out, in] as in mlxgpt, so only names differ. PyTorch reads the file with
+`weights_only`, which runs no code in it.
 
-nanoGPT's GELU has been the exact one since June 2023; ours, GPT-2's and that of an older nanoGPT is
-the tanh form, from which it differs by less than 5e-4. The file does not say which it was.
+Since June 2023 nanoGPT uses exact GELU; mlxgpt, GPT-2 and older versions of nanoGPT use the tanh
+approximation, which differs by less than 5e-4. The file does not record which one it was.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -35,34 +33,32 @@ CHECKPOINT_REMEDY = "use a ckpt.pt written by nanoGPT's train.py; if it is one, 
 
 @dataclass(frozen=True)
 class NanoGPTCheckpoint:
-    """A model that nanoGPT trained.
+    """A model trained by nanoGPT.
 
     Attributes:
-        config: its shape. vocab_size may be more than the tokenizer gives: nanoGPT pads GPT-2's
-            50,257 ids to 50,304.
-        parameters: float32, by our names.
-        step: updates done.
-        val_loss: nats a token, nanoGPT's estimate from some random batches; None if unknown.
-        dataset: the folder in nanoGPT's data/ that it was trained on; None if unknown.
+        config: model config. vocab_size may exceed the tokenizer's: nanoGPT pads GPT-2's 50,257
+            tokens to 50,304.
+        parameters: float32, by mlxgpt's names.
+        step: training steps done.
+        dataset: folder in nanoGPT's data/ that it was trained on; None if unknown.
     """
 
     config: ModelConfig
     parameters: dict[str, mx.array]
     step: int
-    val_loss: float | None
     dataset: str | None
 
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
-    """Read nanoGPT's checkpoint, in as much memory as the file and the float32 weights take.
+    """Read a nanoGPT checkpoint. Peak memory is the size of the file plus the float32 weights.
 
     Args:
-        path: the ckpt.pt, of any nanoGPT whose head is tied to its embedding, as it has been
-            since January 2023; compiled or not, in float32, float16 or bfloat16.
+        path: ckpt.pt from nanoGPT of January 2023 or later (tied output head), compiled or not, in
+            float32, float16 or bfloat16.
 
     Raises:
-        UserError: if PyTorch is missing, the file is not such a checkpoint, holds anything that
-            could run code, or weights that are not those of its own `model_args`.
+        UserError: if PyTorch is not installed, the file is not such a checkpoint or could run code,
+            or the weights do not match its `model_args`.
     """
     checkpoint = _load_torch_file(path)
     for name in ("model", "model_args", "iter_num"):
@@ -72,14 +68,12 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     tensors = _select_tensors(path, checkpoint["model"])
     settings = checkpoint.get("config")
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
-    step, val_loss = checkpoint["iter_num"], _parse_val_loss(checkpoint.get("best_val_loss"))
+    step = checkpoint["iter_num"]
     if type(step) is not int or step < 0:
         raise _invalid_checkpoint(path, "its iter_num is not a valid step")
-    del checkpoint  # with the optimizer's state, twice as large as the model
+    del checkpoint  # frees the optimizer state, twice the size of the model
     parameters = _convert_parameters(path, tensors, config)
-    return NanoGPTCheckpoint(
-        config, parameters, step, val_loss, dataset if type(dataset) is str else None
-    )
+    return NanoGPTCheckpoint(config, parameters, step, dataset if type(dataset) is str else None)
 
 
 def _import_torch() -> ModuleType:
@@ -94,12 +88,12 @@ def _import_torch() -> ModuleType:
 
 
 def _read_or_raise_os_error(path: Path, read: Callable[[], Any]) -> Any:
-    """Read a file with PyTorch, which does not report why it failed: then the file is read here,
-    which raises the OSError; if that works, PyTorch tries again.
+    """Call `read`, which loads `path` with PyTorch. PyTorch hides I/O errors, so after a failure
+    the file is read here to raise the OSError; if that works, `read` is called again.
 
     Raises:
         OSError: if the file cannot be read.
-        Exception: whatever `read` raises where it can be.
+        Exception: whatever `read` raises for a readable file.
     """
     try:
         return read()
@@ -109,11 +103,11 @@ def _read_or_raise_os_error(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _load_torch_file(path: Path) -> dict[Any, Any]:
-    """Load a file of torch.save's, restricted to plain values and tensors."""
+    """Load a file written by torch.save, restricted to plain values and tensors."""
     torch = _import_torch()
 
     def read() -> Any:
-        # Checked first, as a compressed file could grow a thousandfold in memory.
+        # A compressed file (zip bomb) could expand a thousandfold in memory.
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise _invalid_checkpoint(path, "it is compressed")
@@ -127,7 +121,7 @@ def _load_torch_file(path: Path) -> dict[Any, Any]:
         raise files.to_user_error(error, "read", path, CHECKPOINT_REMEDY) from error
     except zipfile.BadZipFile as error:
         raise _invalid_checkpoint(path, "it is not a PyTorch file, or is truncated") from error
-    except Exception as error:  # a damaged file has PyTorch raise whatever there is
+    except Exception as error:  # PyTorch raises many types of errors for damaged files
         if "Weights only load failed" in str(error):
             raise UserError(
                 f"{path} contains more than weights and plain settings, and could run code",
@@ -142,11 +136,11 @@ def _load_torch_file(path: Path) -> dict[Any, Any]:
 
 
 REQUIRED_MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
+DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # nanoGPT's defaults, missing in old files
 
 
 def _parse_config(path: Path, model_args: Any) -> ModelConfig:
-    """The model config that `model_args` describes."""
+    """Convert nanoGPT's `model_args` to a model config."""
     if not isinstance(model_args, dict):
         raise _invalid_checkpoint(path, "its model_args are invalid")
     if missing := [name for name in REQUIRED_MODEL_ARGS if name not in model_args]:
@@ -162,11 +156,11 @@ def _parse_config(path: Path, model_args: Any) -> ModelConfig:
     return config
 
 
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.bias")  # causal mask, saved without flash attention
 
 
 def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
-    """The tensors of a state dict by our names, without the masks."""
+    """The tensors of a state dict by mlxgpt's names, without causal masks."""
     torch = _import_torch()
     if not isinstance(state_dict, dict) or not all(isinstance(name, str) for name in state_dict):
         raise _invalid_checkpoint(path, "its model is not a dictionary of tensors")
@@ -189,12 +183,12 @@ def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
 def _convert_parameters(
     path: Path, tensors: dict[str, Any], config: ModelConfig
 ) -> dict[str, mx.array]:
-    """Convert the tensors to our float32 arrays, one at a time; `tensors` is empty afterwards."""
+    """Convert PyTorch tensors to float32 MLX arrays, one at a time; empties `tensors`."""
     torch = _import_torch()
     head, embedding = tensors.pop(LM_HEAD, None), tensors.get("wte.weight")
     if head is None or embedding is None:
         raise _invalid_checkpoint(path, "its model has no token embedding or no output head")
-    # Before anything of their size is made: a tensor may look larger than what it stores.
+    # Checked before allocating: a tensor's shape can be larger than its storage.
     n_stored = sum(tensor.numel() for tensor in tensors.values())
     if n_stored != (n_expected := count_parameters(config)):
         raise _invalid_checkpoint(
@@ -212,7 +206,7 @@ def _convert_parameters(
     del head, embedding
     parameters = {}
     for name in list(tensors):
-        # Every bfloat16 and float16 is a float32 too.
+        # Converting bfloat16 and float16 to float32 is lossless.
         parameters[name] = mx.array(tensors.pop(name).float().contiguous().numpy())
     try:
         check_shapes(parameters, flatten_params(GPT(config).parameters()))
@@ -222,18 +216,9 @@ def _convert_parameters(
 
 
 def _storage_bytes(tensors: dict[str, Any]) -> int:
-    """Bytes of all storages, each counted once."""
+    """Total bytes of the tensors' storages, counting shared ones once."""
     storages = [tensor.untyped_storage() for tensor in tensors.values()]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _parse_val_loss(value: Any) -> float | None:
-    """The best_val_loss: a tensor or, in an older nanoGPT, a float."""
-    torch = _import_torch()
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    is_finite = isinstance(value, float) and math.isfinite(value)
-    return float(value) if is_finite else None
 
 
 def _invalid_checkpoint(path: Path, reason: str) -> UserError:

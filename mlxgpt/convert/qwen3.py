@@ -1,9 +1,8 @@
-"""Converts a model to the layout of Qwen3, which transformers, mlx-lm and llama.cpp load.
+"""Conversion to the layout of Qwen3, which transformers, mlx-lm and llama.cpp load.
 
-It supports rotary positions, RMS norms, normalized queries and keys, SwiGLU, a head tied or not,
-and no biases. It has gains in every norm, which are 1 since ours have none; and a normalized
-embedding becomes a table of normalized rows. It does not support a squared ReLU, layer norms,
-learned positions and value embeddings.
+Qwen3 has RoPE, RMSNorm, QK norm, SwiGLU, a tied or untied output head, and no biases. Gains of all
+norms but the last are 1, as ours have none. With `embedding_norm`, the embedding is normalized.
+Squared ReLU, LayerNorm, learned positions and value embeddings are not supported.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mlxgpt.convert.huggingface import LM_HEAD
 from mlxgpt.model.gpt import ROPE_BASE
 from mlxgpt.model.stats import mlp_width
 
-# Settings of ModelConfig that Qwen3's layout supports.
+# Values in ModelConfig that Qwen3's layout requires.
 QWEN3_REQUIREMENTS = {
     "position": "rope",
     "norm": "rms",
@@ -30,7 +29,7 @@ QWEN3_REQUIREMENTS = {
 
 
 def find_incompatible_settings(config: ModelConfig) -> dict[str, Any]:
-    """The settings of a model that Qwen3's layout does not support."""
+    """Settings in a model config that Qwen3's layout does not support, with their values."""
     return {
         name: value
         for name in QWEN3_REQUIREMENTS
@@ -39,7 +38,7 @@ def find_incompatible_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def make_qwen3_config(config: ModelConfig, bos: int | None) -> dict[str, Any]:
-    """The content of config.json, as transformers and mlx-lm read it."""
+    """Content of config.json for transformers and mlx-lm; `bos` is both BOS and EOS."""
     return {
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
@@ -64,7 +63,7 @@ def make_qwen3_config(config: ModelConfig, bos: int | None) -> dict[str, Any]:
 
 
 def has_untied_head(config: ModelConfig) -> bool:
-    """Whether the exported model needs an output head apart from its table of embeddings."""
+    """Whether the exported model needs an output head separate from its token embedding."""
     return not config.tied or config.embedding_norm
 
 
@@ -72,7 +71,7 @@ EMBED_TOKENS, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 def convert_to_qwen3(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The parameters by transformers' names; no head where it is the embedding."""
+    """Convert parameters to transformers' names and layout; a tied output head is left out."""
     wte = parameters["wte.weight"]
     converted = {
         EMBED_TOKENS: rms_norm(wte) if config.embedding_norm else wte,

@@ -1,6 +1,8 @@
-"""Reads and writes tokenizers as Hugging Face stores them. Read are tokenizer.json, or GPT-2's
-vocab.json and merges.txt, with the added tokens of added_tokens.json and tokenizer_config.json;
-written are tokenizer.json and tokenizer_config.json, for transformers, mlx-lm and `tokenizers`.
+"""Import and export of tokenizers in the Hugging Face format.
+
+Reads tokenizer.json, or GPT-2's vocab.json and merges.txt, plus the added tokens in
+added_tokens.json and tokenizer_config.json. Writes tokenizer.json and tokenizer_config.json, for
+transformers, mlx-lm and `tokenizers`.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ ADDED_TOKENS_JSON, SPECIAL_TOKENS_JSON = "added_tokens.json", "special_tokens_ma
 
 
 def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
-    """A folder's tokenizer, and whether texts begin with an end-of-text.
+    """Read a folder's tokenizer, and whether it puts an end-of-text token before each text.
 
     Args:
-        vocab_size: ids that the model has. Special tokens beyond them, such as a padding token that
-            no model was trained with, are logged and left out.
+        vocab_size: the model's vocabulary size. Special tokens with ids beyond it, such as an
+            untrained padding token, are logged and skipped.
 
     Raises:
-        UserError: if there is none, or its kind is not supported.
+        UserError: if there is no tokenizer, or it is not supported.
     """
     try:
         settings = _read_optional_json(folder / TOKENIZER_CONFIG_JSON)
@@ -51,7 +53,7 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
             tree = _read_vocab_and_merges(folder)
         if settings.get("add_prefix_space"):
             raise ValueError("it adds a space before each text (add_prefix_space)")
-        # In the order in which transformers reads them, the last one counting.
+        # In the order of transformers: later entries override earlier ones.
         legacy_tokens = _read_optional_json(folder / ADDED_TOKENS_JSON).items()
         added_tokens = [
             {"content": text, "id": token_id, "special": text in special_tokens}
@@ -99,7 +101,7 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
 
 
 def _read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no such file."""
+    """Read a JSON object from a file; empty if the file does not exist."""
     tree = files.read_json(path, tokenizer_json.MAX_TOKENIZER_BYTES) if files.is_file(path) else {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is not a JSON object")
@@ -107,7 +109,7 @@ def _read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def _read_vocab_and_merges(folder: Path) -> dict[str, Any]:
-    """GPT-2's vocab.json and merges.txt as a tokenizer.json has them."""
+    """Read GPT-2's vocab.json and merges.txt as the content of a tokenizer.json."""
     vocab = files.read_json(folder / VOCAB_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
     merges = files.read_small(folder / MERGES_TXT, tokenizer_json.MAX_TOKENIZER_BYTES)
     lines = merges.removeprefix("\ufeff").splitlines()
@@ -117,7 +119,7 @@ def _read_vocab_and_merges(folder: Path) -> dict[str, Any]:
 
 
 def _iter_special_tokens(token_settings: Mapping[str, Any]) -> Iterator[Any]:
-    """The special tokens that a tokenizer's settings name."""
+    """Yield the special tokens in a tokenizer's settings."""
     for key, value in token_settings.items():
         if key.endswith("_token"):
             yield value
@@ -126,16 +128,16 @@ def _iter_special_tokens(token_settings: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _token_text(token: Any) -> str | None:
-    """A special token's text, written alone or with its settings."""
+    """Text of a special token, stored as a string or as an object with a `content` field."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _find_prefix_token(processor: Mapping[str, Any]) -> str | None:
-    """The special token that a post-processor puts before a text."""
+    """The special token that a post-processor prepends to each text, or None."""
     if processor.get("type") == "Sequence":
         return next(filter(None, map(_find_prefix_token, processor["processors"])), None)
-    if "cls" in processor:  # RoBERTa's and BERT's
+    if "cls" in processor:  # RoBERTa and BERT
         return str(processor["cls"][0])
     first = (processor.get("single") or [{}])[0]
     name = first.get("SpecialToken", {}).get("id")
@@ -143,8 +145,8 @@ def _find_prefix_token(processor: Mapping[str, Any]) -> str | None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """A folder's chat template: a file of its own, or, as older folders have it, one of the
-    tokenizer's settings, alone or as the default of several.
+    """Read a folder's chat template, or None. It is in a separate file; older folders have it in
+    tokenizer_config.json, as a string or as the entry `default` of a list.
 
     Raises:
         UserError: if it cannot be read.
@@ -170,8 +172,8 @@ def write_hf_tokenizer(
     """Write tokenizer.json and tokenizer_config.json.
 
     Args:
-        block_size: tokens in the model's context.
-        add_bos_token: whether an end-of-text is put before each text.
+        block_size: context length in tokens.
+        add_bos_token: whether an end-of-text token is put before each text.
     """
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers.processors import TemplateProcessing
@@ -188,7 +190,7 @@ def write_hf_tokenizer(
         "model_max_length": block_size,
         "add_bos_token": add_bos_token,
         "clean_up_tokenization_spaces": False,
-        # transformers 4 would also give token types, which a GPT-2 adds to its embeddings.
+        # Else transformers 4 also returns token_type_ids, which its GPT-2 embeds and adds.
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if eos is not None:

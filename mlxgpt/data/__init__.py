@@ -1,3 +1,1 @@
-"""Text to token arrays and batches: sources, tokenizers, splits, preparation. Knows nothing of
-models.
-"""
+"""Data pipeline: sources, tokenizers, train/validation splits, token arrays and batches."""

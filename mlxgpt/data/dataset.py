@@ -1,4 +1,4 @@
-"""Opens a prepared data folder, ours or nanoGPT's: the only module that knows both."""
+"""Open prepared data folders, in mlxgpt's or nanoGPT's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data folder."""
+    """An opened data folder: metadata, tokenizer and token arrays."""
 
     folder: Path
     meta: DatasetMeta
@@ -33,19 +33,19 @@ class Dataset:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds token arrays, ours or nanoGPT's."""
+    """Whether a folder contains prepared data, in mlxgpt's or nanoGPT's format."""
     return files.is_file(folder / "meta.json") or files.is_file(folder / "train.bin")
 
 
 def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
-    """Open a prepared data folder, or one of nanoGPT's. Arrays that were not verified yet, or were
-    changed since, are read whole.
+    """Open a data folder, in mlxgpt's or nanoGPT's format. Arrays that are new or changed since
+    they were last verified are read completely to check their hashes.
 
     Args:
-        verify: read all arrays whole.
+        verify: check the hashes of all arrays.
 
     Raises:
-        UserError: if it is missing, damaged, of a newer format, or its files do not match.
+        UserError: if it is missing, damaged, in a newer format, or its files do not match.
     """
     hash_cache = HashCache(folder, reread=verify)
     is_mlxgpt_format = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))

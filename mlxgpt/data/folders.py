@@ -1,4 +1,4 @@
-"""The files of text in a folder, without what file managers, editors and archives leave there."""
+"""Find the text files in a folder, ignoring leftovers of file managers, editors and archives."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
-    """The files in a folder and its subfolders that have one of some suffixes, sorted. Logs what is
-    skipped.
+    """Find all files with one of the suffixes in a folder and its subfolders, sorted. Logs skipped
+    files.
 
     Args:
-        suffixes: in lower case, with the dot.
+        suffixes: lowercase, with the dot.
     """
     text_paths: list[Path] = []
     skipped: Counter[str] = Counter()
@@ -28,7 +28,7 @@ def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
 
     def on_walk_error(error: OSError) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
-            raise error  # of a disk or a limit: skipping it would change the text
+            raise error  # from the disk or a limit: skipping files would change the dataset
         problems.append(f"{error.filename} cannot be read ({error.strerror})")
 
     for parent, folders, names in os.walk(folder, onerror=on_walk_error):
@@ -57,8 +57,8 @@ def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
 IGNORED_NAMES = {
     *("__MACOSX", "__pycache__", "lost+found"),
     *("Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
-    *("@eaDir", "#recycle", "#snapshot"),  # network disks
-    "Icon\r",  # of a folder, on a Mac
+    *("@eaDir", "#recycle", "#snapshot"),  # network drives
+    "Icon\r",  # folder icon on macOS
 }
 
 
@@ -76,8 +76,8 @@ def _truncate_list(lines: list[str]) -> list[str]:
 
 
 def expand_pattern(pattern: Path) -> list[Path]:
-    """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
-    hidden names only where the pattern has their dot; raises as `files.list_matching`.
+    """Expand a pattern with `*`, `?`, `[…]` or `**` to sorted paths, like `glob.glob`: hidden names
+    match only if the pattern starts with a dot. Raises like `files.list_matching`.
     """
     paths = [Path(pattern.anchor)]
     for part in pattern.relative_to(pattern.anchor).parts:
@@ -97,7 +97,7 @@ def expand_pattern(pattern: Path) -> list[Path]:
 
 
 def _walk_visible(path: Path) -> Iterator[Path]:
-    """A path and everything below it, without hidden names."""
+    """Yield a path and everything below it, except hidden names."""
     yield path
     for entry in files.list_matching(path, "[!.]*"):
         yield from _walk_visible(entry)

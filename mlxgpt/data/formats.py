@@ -1,7 +1,6 @@
-"""Detects a file's format by its first bytes: text, a table, or a format to be converted first.
+"""Detect a file's format from its first bytes: text, a table, or one that must be converted.
 
-The suffix is not enough: downloads are compressed under any name, and an editor's "save as" decides
-on the encoding.
+The suffix is not enough: compressed downloads have arbitrary names, and text files any encoding.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ HEAD_BYTES = 4096
 
 
 def read_head(path: Path) -> bytes:
-    """A file's first bytes.
+    """Read the first bytes of a file.
 
     Raises:
         OSError: if it cannot be read.
@@ -31,11 +30,11 @@ def read_head(path: Path) -> bytes:
 
 
 class FileFormat(NamedTuple):
-    """A format that is not plain text.
+    """A file format that is not supported.
 
     Attributes:
-        name: with an article, as in "it is …".
-        remedy: how to make text of it; {file} and {stem} are filled in.
+        name: name with an article, as in "it is a PDF document".
+        remedy: how to convert it to text; {file} and {stem} are replaced.
     """
 
     name: str
@@ -47,7 +46,7 @@ MODEL_REMEDY = "use a text file instead; to import a model, use: mlxgpt import"
 PANDOC_REMEDY = "convert it: pandoc -t plain {file} -o {stem}.txt"
 OFFICE_REMEDY = "open it in an office program and save it as plain text (UTF-8)."
 
-# (offset, magic bytes, format); the first match counts.
+# (offset, magic bytes, format); the first match wins.
 MAGIC_FORMATS = (
     (0, b"\x1f\x8b", FileFormat("compressed with gzip", "decompress it: gunzip -k {file}")),
     (0, b"BZh", FileFormat("compressed with bzip2", "decompress it: bunzip2 -k {file}")),
@@ -106,7 +105,7 @@ MAGIC_FORMATS = (
     (0, b"\xcf\xfa\xed\xfe", FileFormat("an executable, not text", TEXT_REMEDY)),
 )
 
-# Byte-order marks, the longest first.
+# Byte-order marks, longest first.
 BYTE_ORDER_MARKS = (
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -121,13 +120,13 @@ CSV_TO_JSONL_COMMAND = (
 
 
 def reject_unsupported_format(path: Path, head: bytes, *, is_table: bool = False) -> None:
-    """Refuse a file that is neither text nor a supported table.
+    """Reject a file that is neither text nor a supported table.
 
     Args:
         is_table: whether the file is read as a binary table.
 
     Raises:
-        UserError: naming its format, and the command that makes text of it.
+        UserError: with its format, and the command that converts it to text.
     """
     for offset, magic, file_format in MAGIC_FORMATS:
         if head.startswith(magic, offset) and _is_binary(head, magic):
@@ -149,7 +148,7 @@ def reject_unsupported_format(path: Path, head: bytes, *, is_table: bool = False
 
 
 def markup_notice(path: Path) -> str | None:
-    """A notice for the user about a file with markup that is read as plain text, if it is one."""
+    """Notice that an HTML or XML file is read as plain text; None for other files."""
     try:
         head = read_head(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
     except OSError:  # raised again when it is read
@@ -162,11 +161,11 @@ def markup_notice(path: Path) -> str | None:
 
 
 def not_utf8_error(path: Path, offset: int, sample: bytes) -> UserError:
-    """The error for a file that is not UTF-8, with the encoding that it seems to have.
+    """Error for a file that is not UTF-8, with its likely encoding.
 
     Args:
-        offset: of the first byte that is not UTF-8.
-        sample: bytes from the start of its line, from which the encoding is guessed.
+        offset: position of the first byte that is not UTF-8.
+        sample: bytes from the start of that line, to guess the encoding from.
     """
     problem = f"{path} is not UTF-8 text (byte {offset:,})"
     encoding = guess_encoding(sample)
@@ -176,7 +175,7 @@ def not_utf8_error(path: Path, offset: int, sample: bytes) -> UserError:
 
 
 ENCODING_SAMPLE_BYTES = 50_000
-# Python's name of an encoding -> iconv's.
+# Python's encoding names -> iconv's.
 ICONV_NAMES = {
     "cp1252": "WINDOWS-1252",
     "cp932": "SHIFT_JIS",
@@ -190,16 +189,16 @@ ICONV_NAMES = {
 
 
 def guess_encoding(sample: bytes) -> str | None:
-    """The encoding that a text seems to have, by iconv's name; None where none fits."""
+    """Guess the encoding of text, by its name in iconv; None if none fits."""
     return _detect_encoding(sample[:ENCODING_SAMPLE_BYTES], ICONV_NAMES)
 
 
-NON_TEXT_BYTES = bytes([*range(9), *range(14, 27), 127])  # control characters that no text has
+NON_TEXT_BYTES = bytes([*range(9), *range(14, 27), 127])  # control characters, not in text
 
 
 def _is_binary(head: bytes, magic: bytes) -> bool:
-    """Whether a file with these magic bytes, which a text could begin with too, is binary."""
-    if magic == b'{"':  # of safetensors: the eight bytes before it are the length of a JSON object
+    """Whether a file with these magic bytes is binary; text could start with some of them."""
+    if magic == b'{"':  # safetensors: preceded by the length of the JSON header in eight bytes
         return head[5:8] == bytes(3)
     if not magic.isalnum():
         return True
@@ -207,7 +206,7 @@ def _is_binary(head: bytes, magic: bytes) -> bool:
 
 
 def _identify_zip(path: Path) -> FileFormat:
-    """The format of a file that is a ZIP archive."""
+    """Identify the format of a ZIP archive, such as a Word document."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -238,11 +237,11 @@ WIDE_ICONV_NAMES = {
 
 
 def _guess_wide_encoding(head: bytes) -> str | None:
-    """Iconv's name for UTF-16 or UTF-32 text without a byte-order mark; None for other files."""
+    """Guess whether a file is UTF-16 or UTF-32 text without a byte-order mark: iconv's name."""
     if head.count(b"\0") <= len(head) // 8:
         with contextlib.suppress(UnicodeDecodeError):
             codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
-            return None  # a text with some NULs
+            return None  # UTF-8 text with some NULs
     encoding = _detect_encoding(head, WIDE_ICONV_NAMES)
     text = codecs.getincrementaldecoder(encoding)().decode(head) if encoding else ""
     return None if any(ord(c) < 128 and ord(c) in NON_TEXT_BYTES for c in text) else encoding
@@ -257,8 +256,8 @@ def _detect_encoding(sample: bytes, encodings: Mapping[str, str]) -> str | None:
     best = from_bytes(sample, cp_isolation=list(encodings)).best()
     name = best.encoding if best else ""
     if name in CYRILLIC_ENCODINGS and sum(byte > 127 for byte in sample) < len(sample) // 3:
-        name = "cp1252"  # Latin letters with few others among them
-    elif name in CYRILLIC_ENCODINGS:  # the wrong one of them swaps upper and lower case
+        name = "cp1252"  # mostly Latin letters
+    elif name in CYRILLIC_ENCODINGS:  # the wrong one swaps upper and lower case
         name = max(
             CYRILLIC_ENCODINGS, key=lambda n: sum(map(str.islower, sample.decode(n, "replace")))
         )

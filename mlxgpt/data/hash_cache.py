@@ -1,8 +1,8 @@
-"""Caches the hashes and counts of large files in the data folder's verified.json, so that opening a
-dataset does not read 18 GB again.
+"""Cache of file hashes and counts in a data folder's verified.json, so that opening a dataset does
+not read 18 GB again.
 
 A file counts as unchanged while its size, modification time, inode and device are the same. Damage
-that changes none of these is found only when the file is read whole again.
+that changes none of these is detected only by `--verify`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CachedResult = dict[str, Any]
 
 
 class HashCache:
-    """The cached results for the files of one folder.
+    """Cached hashes and counts for the files of one folder.
 
     Args:
-        folder: the folder of verified.json, which may be missing; a damaged one is ignored.
-        reread: compute everything again.
+        folder: folder of verified.json; a missing or damaged file is ignored.
+        reread: recompute everything.
     """
 
     def __init__(self, folder: Path, *, reread: bool = False) -> None:
@@ -37,7 +37,7 @@ class HashCache:
         self._dirty = False
         if not files.is_file(folder / CACHE_FILENAME):  # opening a pipe could block
             return
-        # Another OSError is raised: a file that cannot be read now must not be overwritten.
+        # Other OSErrors are raised: a file that cannot be read now must not be overwritten.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
             entries = files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)["known"]
             if isinstance(entries, dict):
@@ -46,11 +46,11 @@ class HashCache:
     def get_or_compute(
         self, name: str, paths: Sequence[Path], compute: Callable[[], CachedResult]
     ) -> CachedResult:
-        """The result of `compute`, which reads some files; from the cache if they did not change.
+        """Return the cached result for some files, or call `compute` if they have changed.
 
         Args:
-            name: the key in the cache.
-            compute: its result must be serializable as JSON.
+            name: key in the cache.
+            compute: reads the files; its result must be JSON serializable.
 
         Raises:
             OSError: if a file cannot be read.
@@ -68,14 +68,14 @@ class HashCache:
         return result
 
     def lookup(self, name: str) -> CachedResult:
-        """The cached result, whether or not the files still exist; {} if there is none."""
+        """Return the cached result even if the files no longer exist; {} if there is none."""
         entry = self._entries.get(name)
         result = entry.get("found") if isinstance(entry, dict) else None
         return result if isinstance(result, dict) else {}
 
     def save(self, folder: Path | None = None) -> None:
-        """Write new results, to the cache's own folder or another. If that fails, the files are
-        read again the next time.
+        """Write new results to `folder` (default: the cache's own). If that fails, the files are
+        read again next time.
         """
         if self._dirty:
             tree = {"format": CACHE_FORMAT_VERSION, "known": self._entries}

@@ -1,6 +1,4 @@
-"""Holds out the end of the training text for tuning: after tuning on the validation text, no unseen
-text would be left to measure the result.
-"""
+"""Hold out the end of the training text for tuning, so that the validation text stays unseen."""
 
 from __future__ import annotations
 
@@ -20,17 +18,17 @@ MAX_HOLDOUT_BYTES = 1_000_000
 
 
 def hold_out_from_train(dataset: Dataset) -> Dataset:
-    """The dataset with the end of its training text as its validation text.
+    """Replace the validation text of a dataset with the end of its training text.
 
-    The held-out end is whole documents, the same for every tokenizer; of a single document, it
-    begins at the first token within the fraction.
+    The held-out part consists of whole documents, the same for every tokenizer; in a single
+    document, it starts at the first token within the fraction.
 
     Raises:
         UserError: if the text is too short.
     """
     train, tokenizer = dataset.meta.train, dataset.tokenizer
     max_bytes = int(min(HOLDOUT_FRACTION * train.bytes, MAX_HOLDOUT_BYTES))
-    # These ids hold `max_bytes` or more: only an end-of-text has no bytes, one per document.
+    # Two ids per byte are enough: only end-of-text has no bytes, once per document.
     tail_start = max(0, len(dataset.train.ids) - 2 * max_bytes)
     ids = np.asarray(dataset.train.ids[tail_start:], dtype=np.int64)
     bytes_to_end = np.cumsum(byte_lengths(tokenizer)[ids][::-1])[::-1]  # from each id to the end

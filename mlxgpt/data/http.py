@@ -1,13 +1,13 @@
-"""Downloads through `huggingface_hub`, which retries, resumes, caches, and knows certificates and
-proxies; and explains its errors to the user.
+"""Downloads through `huggingface_hub`, which handles retries, resuming, caching, certificates and
+proxies, plus timeouts and readable error messages.
 
-Every wait ends:
+Timeouts:
 
-    an answer, and each next byte   HF_HUB_DOWNLOAD_TIMEOUT, 10 s; huggingface_hub resumes up to
+    response, and each next byte    HF_HUB_DOWNLOAD_TIMEOUT, 10 s; huggingface_hub resumes up to
                                     5 times
-    where a file is                 HF_HUB_ETAG_TIMEOUT, 10 s; then up to 6 times 60 s
-    "too many requests"             as long as the hub asks for, up to 5 times, each wait logged
-    a source that has a mirror      MIRROR_TIMEOUT_SECONDS in all, then the mirror
+    file metadata                   HF_HUB_ETAG_TIMEOUT, 10 s; then up to 6 times 60 s
+    HTTP 429, too many requests     as long as the Hub asks for, up to 5 times, each wait logged
+    datasets with a mirror          MIRROR_TIMEOUT_SECONDS in total, then the mirror
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ T = TypeVar("T")
 
 
 class DownloadError(Exception):
-    """A download took too long, or is not the expected content; the message is for the user."""
+    """A download timed out, or its content is not as expected; the message is shown to users."""
 
 
 def response_timeout() -> float:
-    """Seconds to wait for an answer, and for each next byte."""
+    """Timeout in seconds for the response, and for each next byte."""
     from huggingface_hub import constants
 
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def configure_hub(*, show_warnings: bool) -> None:
-    """Give `huggingface_hub`'s session a timeout, which it lacks, and its progress bars a terminal.
+    """Set the timeout that `huggingface_hub` lacks, and hide progress bars without a terminal.
 
     Args:
-        show_warnings: whether it logs its retries, and the waits that the hub asks for.
+        show_warnings: whether it logs retries and rate-limit waits.
     """
     from huggingface_hub.utils import disable_progress_bars, get_session
     from huggingface_hub.utils import logging as hub_logging
@@ -57,7 +57,7 @@ def configure_hub(*, show_warnings: bool) -> None:
 
 @contextlib.contextmanager
 def force_offline() -> Iterator[None]:
-    """Set HF_HUB_OFFLINE in both libraries, which read it only when they are imported."""
+    """Set HF_HUB_OFFLINE in `datasets` and `huggingface_hub`, which read it only on import."""
     import datasets
     from huggingface_hub import constants
 
@@ -69,11 +69,11 @@ def force_offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = previous
 
 
-MIRROR_TIMEOUT_SECONDS = 60.0  # for the hub, if the dataset has a mirror
+MIRROR_TIMEOUT_SECONDS = 60.0  # for the Hub, before the mirror is used
 
 
 def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
-    """The result of a download; its thread is abandoned after some seconds.
+    """Run a download in a thread, which is abandoned after `seconds`, and return its result.
 
     Raises:
         DownloadError: if it takes longer.
@@ -94,17 +94,17 @@ def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
     return result.result()
 
 
-MAX_DOWNLOAD_ATTEMPTS = 3  # if the connection breaks off
+MAX_DOWNLOAD_ATTEMPTS = 3  # if the connection is lost
 
 
 def download_bytes(url: str, max_bytes: int) -> bytes:
-    """The content at a URL, tried again where it breaks off.
+    """Download the content of a URL; retries if the connection is lost.
 
     Args:
-        max_bytes: the most bytes that it may have.
+        max_bytes: maximum size of the content.
 
     Raises:
-        Exception: whatever the transport raises; DownloadError if it is longer.
+        Exception: any error of the transport; DownloadError if the content is too large.
     """
     from huggingface_hub.utils import get_session, httpx
 
@@ -119,16 +119,16 @@ def download_bytes(url: str, max_bytes: int) -> bytes:
                         raise DownloadError("the response is larger than expected")
             return bytes(content)
         except httpx.TransportError:
-            if not attempts_left or not content:  # a server that sent nothing is not asked again
+            if not attempts_left or not content:  # retry only if the server had sent something
                 raise
     raise AssertionError("unreachable")
 
 
 def download_cache_folder(name: str) -> Path:
-    """The cache folder of files downloaded by URL, in `huggingface_hub`'s assets.
+    """Cache folder for files downloaded by URL, in `huggingface_hub`'s assets cache.
 
     Args:
-        name: OWNER/NAME of the dataset that they belong to.
+        name: OWNER/NAME of the dataset.
 
     Raises:
         OSError, ValueError: if the folder does not exist and cannot be made.
@@ -139,14 +139,14 @@ def download_cache_folder(name: str) -> Path:
 
 
 def describe_download_error(error: BaseException) -> str:
-    """Why a download failed, in one line: from the first known error in the chain."""
+    """Why a download failed, in one line, from the first known error in the exception chain."""
     from huggingface_hub.errors import FileMetadataError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
     for cause in _exception_chain(error):
         if isinstance(cause, DownloadError | UserError):
             return str(cause).partition("\n")[0]
-        if type(cause).__name__ == "DatasetNotFoundError":  # importing it takes a second
+        if type(cause).__name__ == "DatasetNotFoundError":  # importing the class takes a second
             return "the dataset does not exist, or is private or gated"
         if code := _response_status(cause):
             return f"HTTP status {code}"
@@ -170,7 +170,7 @@ def describe_download_error(error: BaseException) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether nothing answered, or HF_HUB_OFFLINE is set."""
+    """Whether the server could not be reached, or HF_HUB_OFFLINE is set."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
@@ -179,24 +179,24 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def is_xet_error(error: BaseException) -> bool:
-    """Whether an error was raised in the hub's Xet storage, which only its traceback shows."""
+    """Whether an error comes from the Hub's Xet storage, which only its traceback shows."""
     frames = traceback.extract_tb(error.__traceback__)
     return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
 
 
-# Not EACCES and EPERM: firewalls and other users' folders cause these.
+# Without EACCES and EPERM, which firewalls and other users' folders cause, too.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
 def raise_disk_error(error: BaseException, folder: Path) -> None:
-    """Raise UserError if a failing or full disk caused an error of a download into a folder."""
+    """Raise UserError if a download into `folder` failed because of a full or failing disk."""
     for cause in _exception_chain(error):
         if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
             raise files.to_user_error(cause, "use", folder) from error
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status somewhere in the chain of an error."""
+    """HTTP status of the first response in an exception chain; None if there is none."""
     return next(
         (code for cause in _exception_chain(error) if (code := _response_status(cause))), None
     )
@@ -207,7 +207,7 @@ def _response_status(error: BaseException) -> int | None:
 
 
 def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and its causes."""
+    """Yield an error and its causes."""
     while error:
         yield error
         error = error.__cause__ or error.__context__

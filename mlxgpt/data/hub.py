@@ -1,8 +1,8 @@
-"""Datasets of the Hugging Face hub, read by `datasets`: those known by name, and any other as
+"""Hugging Face Hub datasets, loaded with `datasets`: some by a short name, any other as
 `hf:owner/name` or `hf:owner/name:column`.
 
-A dataset comes from the first source that has it: the cache, without a request to the hub; the hub;
-a mirror. A text with a pinned hash is the same from each.
+A dataset is loaded from the first place that has it: the cache (without a request to the Hub), the
+Hub, or a mirror. Text with a pinned hash is the same from each.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ ALL_ROWS: RowRange = (0, None)
 
 @dataclass(frozen=True)
 class Mirror:
-    """Another source of a dataset's text.
+    """An alternative download of a dataset.
 
     Attributes:
-        url: of the whole text.
-        train_characters: how many of its characters are for training; the others are for
-            validation.
+        url: URL of the whole text.
+        train_characters: characters for training; the rest is for validation.
     """
 
     url: str
@@ -46,19 +45,18 @@ class Mirror:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the hub, and which of its rows are for training and for validation.
+    """A Hub dataset, and which of its rows are for training and validation.
 
     Attributes:
-        repo_id: its owner and name.
-        train, val: splits, several as `a+b`. Without one for validation, a part of `train` is
-            held out.
-        train_rows, val_rows: which of their rows.
-        column: the one that holds the documents.
-        tokenizer: the default one for it.
+        repo_id: OWNER/NAME.
+        train, val: names of splits, several as `a+b`. Without `val`, a part of `train` is held out.
+        train_rows, val_rows: rows of these splits to use.
+        column: column with the documents.
+        tokenizer: default tokenizer.
         single: whether the rows are pieces of one document.
-        megabytes: of text, about; 0: unknown.
-        sha256: of the whole text, where that is known.
-        mirror: another source of the same text.
+        megabytes: approximate size of the text in MB; 0: unknown.
+        sha256: pinned hash of the whole text, if any.
+        mirror: alternative download of the same text.
     """
 
     repo_id: str
@@ -77,7 +75,7 @@ class HubDataset:
 HUB_DATASETS = {
     "shakespeare": HubDataset(
         repo_id="karpathy/tiny_shakespeare",
-        val="validation+test",  # joined they are nanoGPT's last 10 %
+        val="validation+test",  # together they are nanoGPT's last 10%
         tokenizer="char",
         single=True,
         megabytes=1,
@@ -85,11 +83,11 @@ HUB_DATASETS = {
         mirror=Mirror(
             "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
             "input.txt",
-            train_characters=1_003_854,  # as the hub's `train` has
+            train_characters=1_003_854,  # as in the Hub's `train` split
         ),
     ),
     "tinystories": HubDataset(repo_id="roneneldan/TinyStories", megabytes=1900),
-    # It has one split; its card reserves the first 10,000 rows for a test, unused here.
+    # It has one split; its card reserves the first 10,000 rows for a test set, unused here.
     "tinystories-gpt4": HubDataset(
         repo_id="karpathy/tinystories-gpt4-clean",
         val="train",
@@ -97,7 +95,7 @@ HUB_DATASETS = {
         val_rows=(10_000, 20_000),
         megabytes=2200,
     ),
-    # A copy that is plain Parquet files: the original is a script.
+    # A copy as plain Parquet files: the original has a loading script.
     "openwebtext": HubDataset(
         repo_id="vietgpt/openwebtext_en", val=None, tokenizer="gpt2", megabytes=38_000
     ),
@@ -110,7 +108,7 @@ class DatasetUnavailableError(UserError):
 
 @dataclass(frozen=True)
 class FileRows:
-    """Files whose rows are documents, and a range of these rows, counted over all the files."""
+    """Files whose rows are documents, and a range of rows, counted across all files."""
 
     paths: Sequence[Path]
     row_range: RowRange = ALL_ROWS
@@ -118,11 +116,11 @@ class FileRows:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """The rows of a dataset in the cache.
+    """Rows of a downloaded dataset.
 
     Attributes:
-        train, val: the rows for training and for validation; None: a part of `train`.
-        revision: the hub's commit of the dataset; None if it came from a mirror.
+        train, val: rows for training and validation; without `val`, split from `train`.
+        revision: commit of the dataset on the Hub; None for a mirror.
     """
 
     train: FileRows
@@ -136,10 +134,10 @@ class SplitRows:
 
 
 def find_hub_dataset(source: str) -> HubDataset | None:
-    """The dataset of the hub that a source names; None if it names none.
+    """The Hub dataset that a source names; None if it names none.
 
     Raises:
-        UserError: if it starts with `hf:`, and is not OWNER/NAME or OWNER/NAME:COLUMN.
+        UserError: if it starts with `hf:` and is not hf:OWNER/NAME or hf:OWNER/NAME:COLUMN.
     """
     if not source.startswith(HUB_PREFIX):
         return HUB_DATASETS.get(source)
@@ -152,7 +150,7 @@ def find_hub_dataset(source: str) -> HubDataset | None:
 
 
 def hub_origin(dataset: HubDataset) -> dict[str, Any]:
-    """The origin of a dataset of the hub, as far as known without a request to the hub."""
+    """Origin of a Hub dataset, as far as known without a request to the Hub."""
     fields: dict[str, Any] = {"hub": dataset.repo_id}
     if dataset.column != DEFAULT_COLUMN:
         fields["column"] = dataset.column
@@ -160,10 +158,10 @@ def hub_origin(dataset: HubDataset) -> dict[str, Any]:
 
 
 def load_hub_rows(dataset: HubDataset) -> SplitRows:
-    """The rows of a dataset of the hub, downloaded into a cache if they are in none.
+    """Load the rows of a Hub dataset from the cache, or download them.
 
     Raises:
-        DatasetUnavailableError: if no source has them.
+        DatasetUnavailableError: if it could not be downloaded from the Hub or a mirror.
         UserError: if the dataset has no such split or column.
     """
     _configure(show_warnings=dataset.mirror is None)
@@ -177,7 +175,7 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
                 http.MIRROR_TIMEOUT_SECONDS, lambda: _load_from_hub(dataset)
             )
         return _load_from_hub(dataset)
-    except Exception as error:  # datasets lets through whatever its transports raise
+    except Exception as error:  # `datasets` passes on all errors of its transports
         _raise_disk_error(error)
         if isinstance(error, UserError) and not dataset.mirror:
             raise
@@ -195,7 +193,7 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
 
 
 def _configure(*, show_warnings: bool) -> None:
-    """Silence the libraries' error logs, and their progress bars outside a terminal."""
+    """Silence the libraries' logs, and hide their progress bars outside a terminal."""
     import datasets  # slow to import
 
     http.configure_hub(show_warnings=show_warnings)
@@ -205,18 +203,18 @@ def _configure(*, show_warnings: bool) -> None:
 
 
 def _raise_disk_error(error: Exception) -> None:
-    """Raise UserError if a failing or full disk is the cause: the next source would fail, too."""
+    """Raise UserError if a failing or full disk is the cause: a mirror would not help."""
     from datasets import config
 
     http.raise_disk_error(error, Path(config.HF_DATASETS_CACHE))
 
 
 def _load_from_cache(dataset: HubDataset) -> SplitRows | None:
-    """The rows from the cache of `datasets`, or from the cached text of the mirror."""
+    """Load the rows from the cache of `datasets`, or from the cached text of the mirror."""
     with http.force_offline():
         try:
             return _split_rows(dataset, _load_splits(dataset))
-        except Exception as error:  # not cached, damaged, or another text
+        except Exception as error:  # not cached, damaged, or different text
             _raise_disk_error(error)
             if isinstance(error, UserError) and not dataset.mirror:
                 raise
@@ -228,7 +226,7 @@ def _load_from_cache(dataset: HubDataset) -> SplitRows | None:
 def _load_from_hub(dataset: HubDataset) -> SplitRows:
     from huggingface_hub import HfApi
 
-    # A first request, because `datasets` retries for minutes if nothing answers.
+    # Fail early: without a connection, `datasets` retries for minutes.
     HfApi().dataset_info(dataset.repo_id, timeout=http.response_timeout())
     return _split_rows(dataset, _load_splits(dataset))
 
@@ -244,7 +242,7 @@ def _download_from_mirror(dataset: HubDataset, mirror: Mirror) -> SplitRows:
 
 
 def _mirror_cache_rows(dataset: HubDataset) -> SplitRows:
-    """The files that a mirror's text is kept in."""
+    """Cache files for the text of a mirror."""
     folder = http.download_cache_folder(dataset.repo_id)
     return SplitRows(FileRows([folder / "train.txt"]), FileRows([folder / "val.txt"]))
 
@@ -253,21 +251,21 @@ PARQUET_REVISION = "refs/convert/parquet"  # the hub's Parquet copy of script da
 
 
 def _load_splits(dataset: HubDataset) -> Any:
-    """All splits of a dataset, of the same commit."""
+    """Load all splits of a dataset, from the same commit."""
     import datasets
 
-    path = f"hf://datasets/{dataset.repo_id}"  # never a folder here of the same name
+    path = f"hf://datasets/{dataset.repo_id}"  # never a local folder of that name
     try:
         return datasets.load_dataset(path)
     except RuntimeError as error:
         if http.is_xet_error(error):
             raise
-        # The dataset is a script, which `datasets` does not run.
+        # The dataset has a loading script, which `datasets` does not run.
         return datasets.load_dataset(path, revision=PARQUET_REVISION)
 
 
 def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
-    """The rows of loaded splits; raises UserError where there is no such split or column."""
+    """Select the rows of loaded splits; raises UserError if a split or column is missing."""
     names = list(splits)
     train = names[0] if len(names) == 1 else dataset.train
     val = dataset.val if dataset.val and set(dataset.val.split("+")) <= set(names) else None
@@ -301,7 +299,7 @@ def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
 
 
 def _verify_rows(dataset: HubDataset, rows: SplitRows) -> SplitRows:
-    """Return `rows`, checked against the pinned hash if there is one."""
+    """Return `rows` after checking them against the pinned hash, if there is one."""
     if dataset.sha256:
         digest = hashlib.sha256()
         for path in rows.paths:
@@ -318,7 +316,7 @@ def _check_hash(dataset: HubDataset, digest: hashlib._Hash) -> None:
 
 def _download_remedy(error: Exception) -> str:
     alternative = (
-        "train on your own data, --source FILE, or on synthetic stories, --source storybook."
+        "train on your own data, --source FILE, or on synthetic stories, --source synthetic."
     )
     # The hub does not always distinguish missing datasets from private ones.
     is_not_found = type(error).__name__ == "DatasetNotFoundError"

@@ -1,4 +1,4 @@
-"""A data folder's meta.json: what its token arrays are, and where they come from."""
+"""meta.json of a data folder: describes its token arrays and where their text comes from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from mlxgpt.data.token_array import dtype_for
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-META_FORMAT_VERSION = 1  # of meta.json, unfinished.json and progress.json
+META_FORMAT_VERSION = 1  # shared by meta.json, unfinished.json and progress.json
 SPLITS = ("train", "val")
+RENAMED_ORIGIN = ("storybook", "synthetic")  # (old, new) key in `origin`
 
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """One split in meta.json: the length of its array in tokens, documents and UTF-8 bytes of text
-    (end-of-text not counted), and the sha256 of the file.
+    """Size of one split in tokens, documents and UTF-8 bytes of text (without end-of-text), and the
+    SHA-256 of its token array file.
     """
 
     tokens: int
@@ -29,7 +30,7 @@ class SplitMeta:
 
 @dataclass(frozen=True)
 class DatasetMeta:
-    """A data folder's meta.json."""
+    """Contents of a data folder's meta.json."""
 
     format: int
     dtype: str
@@ -44,7 +45,7 @@ class DatasetMeta:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the data: equal fingerprints mean equal batches and equal evaluation."""
+        """Hash of both splits and the tokenizer: equal fingerprints mean the same batches."""
         hashes = [self.train.sha256, self.val.sha256, self.tokenizer]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
@@ -53,12 +54,15 @@ def read_meta(folder: Path) -> DatasetMeta:
     """Read a data folder's meta.json.
 
     Raises:
-        UserError: if it is missing, damaged or of a newer format.
+        UserError: if it is missing, damaged or in a newer format.
         OSError: if it cannot be read.
     """
     path = folder / "meta.json"
     try:
         tree = files.read_checksummed(path, META_FORMAT_VERSION)
+        old_key, new_key = RENAMED_ORIGIN
+        if old_key in tree["origin"]:
+            tree["origin"][new_key] = tree["origin"].pop(old_key)
         train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
         meta = DatasetMeta(**tree, train=train, val=val)
         sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]

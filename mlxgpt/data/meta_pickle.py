@@ -1,8 +1,8 @@
-"""Reads nanoGPT's meta.pkl, the vocabulary of a dataset of characters, without running it.
+"""Safely read nanoGPT's meta.pkl, the vocabulary of a character-level dataset.
 
-A pickle is a program that may call any function. `pickletools` lists its opcodes without executing
-them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which refuses
-every function and class.
+Unpickling can call any function. So `pickletools` first lists the opcodes without executing them,
+and only pickles of numbers, strings, lists and dicts are loaded, with an unpickler that rejects all
+functions and classes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ META_PICKLE_REMEDY = "run nanoGPT's prepare.py again, or prepare the original te
 
 
 def read_char_vocab(path: Path) -> str:
-    """The vocabulary of a meta.pkl as nanoGPT's data/shakespeare_char/prepare.py writes it,
-    {"vocab_size": int, "itos": {int: str}, "stoi": {str: int}}, in the order of its ids.
+    """Read the vocabulary of a meta.pkl written by nanoGPT's data/shakespeare_char/prepare.py:
+    {"vocab_size": int, "itos": {int: str}, "stoi": {str: int}}.
 
     Args:
         path: the file, a pickle of protocol 0 to 5.
 
     Returns:
-        One character for each id from 0 on.
+        The characters, in order of their ids.
 
     Raises:
-        UserError: if it cannot be read, asks for anything but such values, or its parts do not
-            agree.
+        UserError: if it cannot be read, contains other types, or is inconsistent.
     """
     if not files.is_file(path):  # opening a pipe could block
         raise UserError(f"{path} is not a file", META_PICKLE_REMEDY)
     try:
         content = files.read_small_bytes(path, MAX_BYTES)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes, in texts that are refused anyway
+            warnings.simplefilter("ignore")  # invalid escapes, in files that are rejected anyway
             _check_opcodes(content)
             return _check_vocabulary(_unpickle(content))
     except ValueError as error:
@@ -53,12 +52,12 @@ def read_char_vocab(path: Path) -> str:
 
 
 def load_char_tokenizer(path: Path) -> CharTokenizer:
-    """The tokenizer of a meta.pkl, with the file's ids; see `read_char_vocab`."""
+    """Load the character tokenizer of a meta.pkl, with the same ids; see `read_char_vocab`."""
     return CharTokenizer.from_ids({c: id for id, c in enumerate(read_char_vocab(path))})
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that refuses every function and class, so that it can call none."""
+    """An unpickler that rejects all functions and classes, so that it cannot run code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"{module}.{name}")
@@ -86,10 +85,10 @@ ALLOWED_OPCODES = (
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Refuse a pickle of other opcodes, of too many, or with a memo that is larger than itself.
+    """Reject a pickle with other opcodes, too many opcodes, or a memo larger than the pickle.
 
     Raises:
-        ValueError: if it is refused, or damaged.
+        ValueError: if it is rejected or damaged.
     """
     n_containers = 0
     for index, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -97,7 +96,7 @@ def _check_opcodes(content: bytes) -> None:
             raise ValueError(
                 f"it contains more than numbers and strings ({opcode.name}), and could run code"
             )
-        if isinstance(argument, bool):  # protocol 0 writes them as numbers
+        if isinstance(argument, bool):  # protocol 0 encodes bools as integers
             raise ValueError("it contains more than numbers and strings (a bool)")
         n_containers += opcode.name in CONTAINER_OPCODES
         if n_containers > MAX_CONTAINERS:
@@ -112,12 +111,12 @@ def _check_opcodes(content: bytes) -> None:
 def _unpickle(content: bytes) -> Any:
     try:
         return _RestrictedUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # pickle documents no complete list
+    except Exception as error:  # pickle does not document all its errors
         raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
 def _check_vocabulary(meta: Any) -> str:
-    """The characters of a loaded meta.pkl; raises ValueError where its parts do not agree."""
+    """Characters of a loaded meta.pkl, in order of ids; raises ValueError if inconsistent."""
     if type(meta) is not dict:
         raise ValueError("it is not a dictionary")
     size, itos, stoi = (meta.get(name) for name in ("vocab_size", "itos", "stoi"))

@@ -1,5 +1,5 @@
-"""nanoGPT's token arrays: a folder with train.bin and val.bin, uint16 ids of GPT-2's encoding, and
-nothing that describes them; or of characters, with the vocabulary in meta.pkl.
+"""nanoGPT's data folders: train.bin and val.bin with uint16 ids of the GPT-2 tokenizer, or of
+characters if there is a meta.pkl with their vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ VOCAB_FILENAME = "meta.pkl"
 def open_nanogpt_arrays(
     folder: Path, hash_cache: HashCache
 ) -> tuple[DatasetMeta, BPETokenizer | CharTokenizer, TokenArray, TokenArray]:
-    """Open a data folder of nanoGPT: its metadata (counted if not cached yet), its tokenizer, and
-    its arrays for training and validation.
+    """Open a nanoGPT data folder: metadata (counted on first use, then cached), tokenizer, and
+    token arrays for training and validation.
 
     Raises:
-        UserError: if meta.pkl is not a vocabulary of characters, or an array is missing or holds an
-            id that the tokenizer lacks.
+        UserError: if meta.pkl is not a character vocabulary, or an array is missing or contains an
+            id that is not in the vocabulary.
     """
     tokenizer = _load_tokenizer(folder)
     arrays, split_metas = [], []
@@ -56,7 +56,7 @@ def open_nanogpt_arrays(
 
 def _load_tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
     path = folder / VOCAB_FILENAME
-    if not files.lexists(path):  # a broken link counts as a file, and is refused
+    if not files.lexists(path):  # a broken link counts as present, and is rejected
         return bpe.load_gpt2_tokenizer()
     return meta_pickle.load_char_tokenizer(path)
 
@@ -75,7 +75,7 @@ def _mmap_ids(path: Path) -> np.ndarray:
 def _build_split_meta(
     path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, hash_cache: HashCache
 ) -> SplitMeta:
-    """The length and hash of one array, each of its ids checked."""
+    """Sizes and hash of one array, after checking its ids."""
     vocab_path = path.parent / VOCAB_FILENAME
     paths = [path, vocab_path] if files.exists(vocab_path) else [path]
     counts = hash_cache.get_or_compute(path.name, paths, lambda: _count_file(path, tokenizer))
@@ -83,7 +83,7 @@ def _build_split_meta(
 
 
 def _count_file(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:
-    id_counts = np.zeros(1 << 16, dtype=np.int64)  # occurrences of each id
+    id_counts = np.zeros(1 << 16, dtype=np.int64)  # count per id
 
     def count_ids(ids: np.ndarray) -> None:
         nonlocal id_counts

@@ -1,6 +1,6 @@
-"""Normalizes text: line ends, byte-order mark, Unicode form.
+"""Text normalization: line endings, byte-order mark, Unicode form.
 
-All text is normalized here before it is encoded: documents, prompts, texts to evaluate.
+All text is normalized here before it is encoded: documents, prompts and evaluation text.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ BOM = "\ufeff"
 
 
 def normalize_text(text: str) -> str:
-    """Drop a leading byte-order mark, and turn CRLF and lone CR into LF."""
+    """Drop a leading byte-order mark, and convert CRLF and lone CR to LF."""
     text = text.removeprefix(BOM)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
-    """A prompt as a model reads it: normalized, and in the Unicode form that its tokenizer knows.
+    """Normalize a prompt, including its Unicode form; see `normalize_unicode`.
 
     Raises:
-        UserError: for bytes that are not UTF-8, which Python passes on as lone surrogates.
+        UserError: for bytes that are not UTF-8, which Python represents as lone surrogates.
     """
     text = normalize_text(text)
     try:
@@ -43,8 +43,8 @@ def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
 
 
 def normalize_unicode(text: str, tokenizer: Tokenizer) -> str:
-    """A text in the Unicode form that a character tokenizer can encode: unchanged, NFC, or NFD; in
-    NFC if it can encode none of them.
+    """Convert text to the Unicode form that a character tokenizer can encode: unchanged, NFC or
+    NFD. Returns NFC if it can encode none of them.
     """
     if not isinstance(tokenizer, CharTokenizer) or tokenizer.can_encode(text):
         return text
@@ -54,9 +54,9 @@ def normalize_unicode(text: str, tokenizer: Tokenizer) -> str:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A prompt's ids, int64 [T]; see `normalize_prompt`.
+    """Normalize and encode a prompt: ids, int64 [T].
 
     Raises:
-        UserError: if it has characters that the tokenizer lacks.
+        UserError: for invalid UTF-8, or characters that are not in the vocabulary.
     """
     return tokenizer.encode(normalize_prompt(text, tokenizer))

@@ -1,4 +1,4 @@
-"""`mlxgpt.prepare`: finds the data folder of a request, or prepares it."""
+"""`mlxgpt.prepare`: open a prepared dataset, or prepare it first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import read_meta
 from mlxgpt.data.normalize import normalize_unicode
 from mlxgpt.data.prepare_job import META_FILENAME, PrepareJob, PrepareRequest, ProgressCallback
-from mlxgpt.data.sources import resolve_hub_dataset
+from mlxgpt.data.sources import SYNTHETIC, resolve_hub_dataset
 from mlxgpt.data.splits import (
     drop_blank_documents,
 )
@@ -43,22 +43,22 @@ def prepare(
     data_dir: PathLike | None = None,
     progress: ProgressCallback = lambda stage, done, total: None,
 ) -> Dataset:
-    """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
+    """Tokenize a dataset into DATA_DIR/NAME, or open it if it is already prepared.
 
     Args:
         source: `shakespeare` (default), `tinystories`, `tinystories-gpt4`, `openwebtext`,
-            `storybook`; a dataset of the hub, `hf:owner/name` or `hf:owner/name:column`; or files
-            and folders: text, JSON, Parquet, Arrow; `FILE:COLUMN` for another column than `text`.
-        val_source: validation text; default: a part of the source.
-        name: the data folder's name; default: the corpus or the first file's stem, and the
+            `synthetic`; a Hub dataset, `hf:owner/name` or `hf:owner/name:column`; or files and
+            folders: text, JSON, Parquet, Arrow; `FILE:COLUMN` for another column than `text`.
+        val_source: validation text; default: split from the source.
+        name: name of the data folder; default: the corpus or the first file's stem, plus the
             tokenizer.
-        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for stories and datasets of the hub, and
-            where `vocab_size` is given; `gpt2` for openwebtext, else `char`.
-        vocab_size: of a BPE; default: 4096.
-        megabytes: length of the storybook; default: what is there, or 10.
-        verify: read what is there whole, and compare it with its hashes, also where it was read
-            before and did not change since.
-        progress: is called with (stage, done, total), in bytes of text.
+        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` with `vocab_size`, and for Hub datasets
+            except `shakespeare` (`char`) and `openwebtext` (`gpt2`); else `char`.
+        vocab_size: vocabulary size of a BPE; default: 4096.
+        megabytes: size of the synthetic stories in MB; default: that of prepared ones, or 10.
+        verify: check the hashes of prepared files, even if they have not changed since the last
+            check.
+        progress: called with (stage, done, total), in bytes of text.
     """
     if tokenizer is None:
         hub_dataset = resolve_hub_dataset([str(name) for name in source])
@@ -92,12 +92,12 @@ def find_or_prepare(
     """Open the dataset of a request; prepare it first if it does not exist.
 
     Args:
-        data_dir: the folder of data folders.
-        progress: receives the phase, "reading" or "encoding", and how far it is.
+        data_dir: parent folder of the data folders.
+        progress: called with the stage, "reading" or "encoding", bytes done and total bytes.
 
     Raises:
-        DatasetUnavailableError: if it is a dataset of the hub, and could not be downloaded.
-        UserError: if the text is missing, or `name` already holds another one.
+        DatasetUnavailableError: if a Hub dataset could not be downloaded.
+        UserError: if the source is missing, or the data folder contains another dataset.
     """
     data = request.data
     sources.check_source_args(data.source, data.val_source, request.megabytes)
@@ -127,13 +127,13 @@ def find_or_prepare(
         raise UserError(f"{folder} exists, but contains no prepared data", "choose another --name.")
     logger.info(f"preparing {', '.join(data.source)} in {folder}")
     with files.file_lock(folder, "preparing"):
-        if not files.exists(folder / META_FILENAME):  # or another process was quicker
+        if not files.exists(folder / META_FILENAME):  # prepared by another process meanwhile
             PrepareJob(source, request, folder, hash_cache, progress).run()
     return open_dataset(folder)
 
 
 def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCache) -> bool:
-    """Whether a data folder was prepared from the text and with the tokenizer of a request."""
+    """Whether a data folder was prepared from the source and with the tokenizer of a request."""
     data, megabytes = request.data, request.megabytes
     is_corpus = sources.corpus_name(data.source) is not None
     if is_corpus:  # its origin is known without downloading or generating it
@@ -156,21 +156,26 @@ def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCach
 
 
 def _choose_folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
-    """The data folder for a source; its legacy name if these files were prepared under it."""
+    """Data folder for a source, with its legacy name if it was prepared under that name."""
     folder = data_dir / (sources.data_folder_name(source) + suffix)
     legacy_folder = data_dir / (sources.legacy_data_folder_name(source) + suffix)
     if legacy_folder != folder and not files.exists(folder):
         with contextlib.suppress(UserError):
-            if read_meta(legacy_folder).origin.get("files") == [Path(name).name for name in source]:
+            origin = read_meta(legacy_folder).origin
+            if sources.corpus_name(source) == SYNTHETIC:
+                is_same = SYNTHETIC in origin
+            else:
+                is_same = origin.get("files") == [Path(name).name for name in source]
+            if is_same:
                 return legacy_folder
     return folder
 
 
 def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of some files' documents, each with its end-of-text. Logs what is skipped.
+    """Encode the documents of some files, each with its end-of-text: ids [n]. Logs skipped files.
 
     Raises:
-        UserError: if there is no text, or several documents and the tokenizer has no end-of-text.
+        UserError: if there is no text, or several documents and no end-of-text token.
     """
     has_end_of_text = tokenizer.end_of_text is not None
     texts = [""]

@@ -1,7 +1,7 @@
-"""The preparation of one data folder: streamed, on all cores, in bounded memory.
+"""Prepare a data folder: tokenize a source, streamed, on all cores, with bounded memory.
 
-A data folder appears complete or not at all. An interrupted preparation resumes, and ends with the
-same bytes.
+A data folder appears only when it is complete. An interrupted preparation resumes, and its result
+has the same bytes.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ class PrepareRequest:
     """A dataset to open or to prepare.
 
     Attributes:
-        data: source, validation source, tokenizer. A source that is a prepared data folder, or
-            the name of one in the folder for data, is opened as it is.
-        vocab_size: of a BPE that is trained for it; 0: bpe.DEFAULT_VOCAB_SIZE.
-        strict: refuse a text that gives a smaller vocabulary.
-        name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
-        megabytes: length of the synthetic stories; default: of those prepared already, or
+        data: source, validation source and tokenizer. The source may also be a prepared data
+            folder, or the name of one in the data directory.
+        vocab_size: vocabulary size of a BPE; 0: bpe.DEFAULT_VOCAB_SIZE.
+        strict: raise an error if the text yields a smaller vocabulary.
+        name: name of the data folder; default: the corpus or the first file's stem, plus the
+            tokenizer.
+        megabytes: size of the synthetic stories in MB; default: that of prepared ones, or
             sources.SYNTHETIC_MEGABYTES.
-        tokenizer: an existing one, instead of one by `data` and `vocab_size`.
-        verify: read arrays and files again that were read before, and did not change since.
+        tokenizer: an existing tokenizer, instead of the one set by `data` and `vocab_size`.
+        verify: check the hashes of files and arrays, even if they have not changed.
     """
 
     data: DataConfig
@@ -68,7 +69,7 @@ class PrepareRequest:
 
     @property
     def tokenizer_kind(self) -> str:
-        """The tokenizer, as the data folder's name and origin have it: `char`, `gpt2`, `bpe4096`,
+        """The tokenizer's name in the data folder's name and origin: `char`, `gpt2`, `bpe4096`,
         `as-FINGERPRINT`.
         """
         if self.tokenizer and self.data.tokenizer != "gpt2":
@@ -78,7 +79,7 @@ class PrepareRequest:
         return self.data.tokenizer
 
     def add_tokenizer_to_origin(self, origin: dict[str, Any]) -> dict[str, Any]:
-        """A source's origin, with the tokenizer unless it is `char`."""
+        """Add the tokenizer to the origin of a source, unless it is `char`."""
         if self.tokenizer_kind == "char":
             return origin
         return {**origin, "tokenizer": self.tokenizer_kind}
@@ -90,15 +91,15 @@ UNFINISHED_FILENAME = "unfinished.json"
 PROGRESS_FILENAME = "progress.json"
 
 
-SAVE_EVERY_CHUNKS = 32  # chunks between two saves of the progress
+SAVE_EVERY_CHUNKS = 32  # chunks between two saves of progress.json
 
 
 class PrepareJob:
-    """The preparation of one data folder, in a scratch folder that is renamed when complete.
+    """Preparation of one data folder in a scratch folder, which is renamed when complete.
 
-    unfinished.json has the origin, and the rule for the split; progress.json the lengths of the
-    arrays. Both have a checksum, and are written after what they describe is on the disk. If
-    meta.json exists and unfinished.json does not, only the rename is missing.
+    unfinished.json stores the origin and the split rule, progress.json the lengths of the arrays.
+    Both have a checksum, and are written after the data they describe is on disk. If meta.json
+    exists and unfinished.json does not, only the rename is missing.
     """
 
     def __init__(
@@ -125,12 +126,12 @@ class PrepareJob:
                 self._finish(tokenizer)
             self._publish()
         except UserError:
-            # The text or a setting is wrong: resumed, the same command would fail here again.
+            # The text or a setting is wrong: resuming would fail again.
             self._discard()
             raise
         except BaseException:
-            # An interrupt, a failing disk or a bug: what was saved is kept, as after a kill.
-            with contextlib.suppress(OSError):  # of a disk that does not even list its files
+            # An interrupt, a failing disk or a bug: keep what was saved, as after a kill.
+            with contextlib.suppress(OSError):  # the disk may fail again
                 can_resume = any(
                     files.exists(self.scratch_folder / name)
                     for name in (UNFINISHED_FILENAME, META_FILENAME)
@@ -149,7 +150,7 @@ class PrepareJob:
         shutil.rmtree(self.scratch_folder, ignore_errors=True)
 
     def _identity(self) -> dict[str, Any]:
-        # With the version, since another one may cut documents into other pieces.
+        # Includes the version, since another one may split documents into other pieces.
         return {"format": META_FORMAT_VERSION, "version": __version__, "origin": self.source.origin}
 
     def _start(self) -> tuple[SplitRule, Tokenizer]:
@@ -207,7 +208,7 @@ class PrepareJob:
         """Load an interrupted preparation of the same text; None if there is none to resume.
 
         Raises:
-            OSError: if it cannot be read. It stays: the next attempt may read it.
+            OSError: if it cannot be read. It is kept, since the next attempt may succeed.
         """
         unfinished_path = self.scratch_folder / UNFINISHED_FILENAME
         progress_path = self.scratch_folder / PROGRESS_FILENAME
@@ -246,7 +247,7 @@ class PrepareJob:
         self.progress("reading", done, self.source.size)
 
     def _encode(self, rule: SplitRule, tokenizer: Tokenizer) -> None:
-        """Encode the missing chunks, and append them to the arrays."""
+        """Encode the missing chunks and append them to the arrays."""
         with contextlib.ExitStack() as stack:
             arrays = {split: stack.enter_context(self._open_for_append(split)) for split in SPLITS}
             pieces = assign_splits(self.source, rule)
@@ -264,7 +265,7 @@ class PrepareJob:
     @contextlib.contextmanager
     def _open_for_append(self, split: str) -> Iterator[BinaryIO]:
         path = self.scratch_folder / f"{split}.bin"
-        with files.add_filename_to_errors(path), path.open("ab") as array:  # closing it writes
+        with files.add_filename_to_errors(path), path.open("ab") as array:  # closing it flushes it
             yield array
 
     def _save(self, arrays: dict[str, BinaryIO]) -> None:
@@ -305,7 +306,7 @@ class PrepareJob:
         self.scratch_folder.rename(self.folder)
 
     def _hash_array(self, path: Path) -> str:
-        """The sha256 of an array, also kept in the hash cache."""
+        """SHA-256 of an array, which is also stored in the hash cache."""
         stats = self.hash_cache.get_or_compute(
             path.name, [path], lambda: scan_token_file(path, self.dtype)
         )

@@ -1,8 +1,8 @@
-"""Reads documents from text, JSON, Parquet and Arrow files, streamed in pieces of bounded size.
+"""Read documents from text, JSON, Parquet and Arrow files, streamed in pieces of bounded size.
 
-A text file is one document, or several with `<|endoftext|>` between them; in the other formats, the
-`text` of each row is one. All are normalized (normalize.py), so that carriage returns and
-byte-order marks take no ids of a vocabulary.
+A text file is one document, or several separated by `<|endoftext|>`; in the other formats, each
+row's `text` is a document. All are normalized (normalize.py), so that carriage returns and
+byte-order marks do not become tokens.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ UTF8_BOM = codecs.BOM_UTF8
 
 
 class DocumentPiece(NamedTuple):
-    """A document, or a piece of a long one; `last` where the document ends with it.
+    """A document, or a piece of a long one; `last` marks the last piece of a document.
 
-    Documents are cut before white space that follows something else: there GPT-2's pattern cuts
-    them too, so that the pieces' tokens are the document's.
+    Documents are split before whitespace that follows a non-space character. GPT-2's pattern
+    splits there too, so that the pieces have the same tokens as the whole document.
     """
 
     text: str
@@ -39,7 +39,7 @@ class DocumentPiece(NamedTuple):
 
 
 def read_documents(path: Path, column: str = DEFAULT_COLUMN) -> Iterator[DocumentPiece]:
-    """The documents of a file: of a table, detected by its first bytes or its suffix, or of text.
+    """Read the documents of a file: a table, detected by its first bytes or its suffix, or text.
 
     Args:
         column: the column of a table that holds the documents.
@@ -58,7 +58,7 @@ def read_documents(path: Path, column: str = DEFAULT_COLUMN) -> Iterator[Documen
 
 
 def read_small_text(path: Path) -> str:
-    """The content of a small text file, such as a file of prompts.
+    """Read a small text file, such as a file of prompts.
 
     Raises:
         UserError: if it is not UTF-8 text.
@@ -75,18 +75,18 @@ def read_small_text(path: Path) -> str:
 
 
 def estimate_text_bytes(path: Path) -> int:
-    """The estimated bytes of text in a file, without reading it."""
+    """Estimate the bytes of text in a file without reading it."""
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         try:
-            # pyarrow takes no name with bytes that are not UTF-8.
+            # pyarrow does not accept file names that are not UTF-8.
             with files.add_filename_to_errors(path), path.open("rb") as file:
                 metadata = pyarrow.parquet.read_metadata(file)
         except (OSError, pyarrow.ArrowException) as error:
             if getattr(error, "errno", None):  # the split depends on the size
                 raise
-            return 0  # damaged: reading it raises the error
+            return 0  # damaged: reported when it is read
         groups = range(metadata.num_row_groups)
         return sum(metadata.row_group(n).total_byte_size for n in groups)
     return path.stat().st_size
@@ -118,7 +118,7 @@ def _read_text(path: Path) -> Iterator[DocumentPiece]:
 def _decode_block(
     decoder: io.IncrementalNewlineDecoder, block: bytes, path: Path, offset: int
 ) -> str:
-    n_pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut
+    n_pending = len(decoder.getstate()[0])  # bytes of a character cut off by the last block
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
@@ -127,7 +127,7 @@ def _decode_block(
         raise formats.not_utf8_error(path, start, block[line_start:]) from error
 
 
-MAX_JSON_BYTES = 1 << 28  # of one JSON value
+MAX_JSON_BYTES = 1 << 28  # 256 MiB, for one JSON value
 
 
 def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
@@ -152,7 +152,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
 
 
 def _read_json(path: Path, column: str) -> Iterator[DocumentPiece]:
-    """The documents of a JSON array of rows, of one row, or else of JSON lines."""
+    """Read the documents of a JSON array of rows, a single row, or JSON Lines."""
     if path.stat().st_size > MAX_JSON_BYTES:
         yield from _read_json_lines(path, column)
         return
@@ -166,7 +166,7 @@ def _read_json(path: Path, column: str) -> Iterator[DocumentPiece]:
 
 
 def _read_json_row(row: Any, path: Path, column: str, location: str) -> Iterator[DocumentPiece]:
-    """The document in a JSON row: a string, or an object with one in `column`."""
+    """Read the document of a JSON row: a string, or an object with a string in `column`."""
     if isinstance(row, dict):
         if column not in row:
             raise _missing_column_error(location, path, column, row)
@@ -190,7 +190,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
             batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column])
             yield from _read_arrays((batch.column(0) for batch in batches), path, column)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None):  # of the system: pyarrow's own errors have no errno
+        if getattr(error, "errno", None):  # from the system: pyarrow's own errors have no errno
             raise
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -198,15 +198,15 @@ def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
         ) from error
 
 
-ARROW_MAGIC = b"ARROW1\0\0"  # of an Arrow file; an Arrow stream has none
+ARROW_MAGIC = b"ARROW1\0\0"  # Arrow files; Arrow streams have no magic bytes
 
 
 def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
-    """The documents of an Arrow stream, as `datasets` writes it, or of an Arrow or Feather file."""
+    """Read the documents of an Arrow stream (as `datasets` writes), or an Arrow or Feather file."""
     import pyarrow
 
     try:
-        # Not memory-mapped: mapped pages would stay in this process's memory.
+        # Not memory-mapped: mapped pages would count toward this process's memory.
         with path.open("rb") as file:
             is_file = file.read(len(ARROW_MAGIC)) == ARROW_MAGIC
             file.seek(0)
@@ -227,7 +227,7 @@ def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
 
 
 def _read_arrays(arrays: Iterable[Any], path: Path, column: str) -> Iterator[DocumentPiece]:
-    """The documents in a table's column, given as pyarrow arrays."""
+    """Read the documents in a table column, given as pyarrow arrays."""
     values = (value for array in arrays for value in array.to_pylist())
     for number, value in enumerate(values, 1):
         yield from _read_value(value, column, f"{path}, row {number:,}")
@@ -243,11 +243,11 @@ TABLE_READERS: dict[str, TableReader] = {
     ".feather": _read_arrow,
 }
 MAGIC_READERS: dict[bytes, TableReader] = {b"PAR1": _read_parquet, ARROW_MAGIC: _read_arrow}
-FOLDER_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # files that are read from a folder
+FOLDER_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # files that are read from folders
 
 
 def _read_value(value: Any, column: str, location: str) -> Iterator[DocumentPiece]:
-    if value is None:  # an empty document, so that row ranges still count it
+    if value is None:  # kept as an empty document, so that row ranges count it
         value = ""
     if not isinstance(value, str):
         raise UserError(
@@ -274,18 +274,18 @@ def _missing_column_error(
 
 
 def split_into_pieces(document: str) -> Iterator[DocumentPiece]:
-    """The pieces of a complete document."""
+    """Split a complete document into pieces."""
     if len(document) > MAX_PIECE_CHARS:
         *pieces, document = _split_text(document)
         yield from (DocumentPiece(text, last=False) for text in pieces)
     yield DocumentPiece(document)
 
 
-MAX_WORD_CHARS = 4 * MAX_PIECE_CHARS  # a longer run without white space is cut anywhere
+MAX_WORD_CHARS = 4 * MAX_PIECE_CHARS  # a longer run without whitespace is cut anywhere
 
 
 def _split_text(text: str) -> Iterator[str]:
-    """Split a text into pieces, of which the last is as short as possible."""
+    """Split text into pieces, with the last one as short as possible."""
     start = 0
     while len(text) - start > MAX_PIECE_CHARS:
         end = _find_boundary(text, start, start + MAX_PIECE_CHARS)
@@ -303,8 +303,8 @@ BOUNDARY_PATTERN = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 def _find_boundary(text: str, start: int, end: int) -> int:
-    """The last place in text[start:end] where white space follows something else; 0 for none."""
-    width = 1 << 8  # characters searched from the end; grows
+    """Last index in text[start:end] of whitespace after a non-space character; 0 if none."""
+    width = 1 << 8  # characters to search from the end
     while True:
         begin = max(start + 1, end - width)
         if positions := [match.start() for match in BOUNDARY_PATTERN.finditer(text, begin, end)]:

@@ -1,7 +1,7 @@
-"""Sources of documents: files and folders, the Hugging Face hub, the built-in synthetic stories.
+"""Data sources: files and folders, Hugging Face Hub datasets, and built-in synthetic stories.
 
-A source has streams of documents, for training and for validation, and a record of their origin. It
-knows nothing of tokens.
+A source provides documents for training and validation, and a description of their origin.
+Tokenization is in tokenize.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC = "storybook"  # name of the built-in corpus
+SYNTHETIC = "synthetic"  # name of the built-in corpus
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Source:
     """Documents for training and for validation.
 
     Attributes:
-        name: a short name, for the data folder.
-        origin: what meta.json records of it; equal origins mean equal text.
-        train: the documents, a new stream for each reader.
-        val: those for validation; None: a part of `train`.
-        size: about how many bytes of text `train` has.
-        single: whether both splits are pieces of one document, with no end-of-text between.
+        name: short name, used for the data folder.
+        origin: stored in meta.json; equal origins mean equal text.
+        train: training documents; each iteration reads them again.
+        val: validation documents; None: split from `train`.
+        size: estimated bytes of text in `train`.
+        single: whether both splits are parts of one document, without end-of-text between them.
         is_homogeneous: whether every part of it is representative of the whole.
     """
 
@@ -53,8 +53,8 @@ class Source:
     is_homogeneous: bool = False
 
 
-SYNTHETIC_MEGABYTES = 10.0  # default length of the training text
-SYNTHETIC_VAL_FRACTION = 0.01  # of the training text's length, in other stories
+SYNTHETIC_MEGABYTES = 10.0  # default size of the training text
+SYNTHETIC_VAL_FRACTION = 0.01  # size relative to the training text
 
 
 def open_source(
@@ -63,15 +63,14 @@ def open_source(
     megabytes: float | None = None,
     hash_cache: HashCache | None = None,
 ) -> Source:
-    """Find the documents that `source` names: a corpus by name, a dataset of the hub, or files and
-    folders of text.
+    """Open a source: the built-in corpus, a Hub dataset, or files and folders of text.
 
     Args:
-        megabytes: length of the synthetic stories; default: SYNTHETIC_MEGABYTES.
-        hash_cache: has the hashes of files that were read before.
+        megabytes: size of the synthetic stories in MB; default: SYNTHETIC_MEGABYTES.
+        hash_cache: hashes of files that were read before.
 
     Raises:
-        DatasetUnavailableError: if the dataset is not cached, and could not be downloaded.
+        DatasetUnavailableError: if the dataset is not cached and could not be downloaded.
         UserError: if something is missing or unreadable.
     """
     check_source_args(source, val_source, megabytes)
@@ -96,8 +95,8 @@ def open_source(
 def origin_of_missing_files(
     source: Sequence[str], val_source: Sequence[str], hash_cache: HashCache
 ) -> dict[str, Any] | None:
-    """The cached origin of files of which some no longer exist; None if all exist, or if it is not
-    known.
+    """Cached origin of files if some of them no longer exist; None if all exist, or the origin is
+    not cached.
     """
     if all(
         glob.has_magic(name) or files.exists(_split_column(name)[0])
@@ -117,20 +116,19 @@ def origin_of_missing_files(
 def check_source_args(
     source: Sequence[str], val_source: Sequence[str], megabytes: float | None
 ) -> None:
-    """Refuse arguments that do not fit the source, whether or not it is prepared already."""
+    """Raise UserError for arguments that the source does not support."""
     name = corpus_name(source)
     if name and val_source:
         raise UserError(f"{name} has its own validation split", "omit --val-source.")
     if megabytes is not None and name != SYNTHETIC:
         raise UserError(
-            "--megabytes is supported for storybook only", "omit --megabytes, or use storybook."
+            f"--megabytes is supported for {SYNTHETIC} only",
+            f"omit --megabytes, or use {SYNTHETIC}.",
         )
 
 
 def corpus_name(source: Sequence[str]) -> str | None:
-    """The corpus or the hub's dataset that a source names; None if a file or folder has that
-    name.
-    """
+    """Name of the built-in corpus or Hub dataset; None for files and folders, which come first."""
     if any(name.startswith(hub.HUB_PREFIX) for name in source) and len(source) > 1:
         raise UserError(
             "a Hub dataset cannot be mixed with other sources", "use it as the only source."
@@ -142,13 +140,13 @@ def corpus_name(source: Sequence[str]) -> str | None:
 
 
 def resolve_hub_dataset(source: Sequence[str]) -> HubDataset | None:
-    """The dataset of the hub that a source names, if it names one."""
+    """The Hub dataset that a source names, if any."""
     dataset_name = corpus_name(source)
     return hub.find_hub_dataset(dataset_name) if dataset_name else None
 
 
 def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict[str, Any]:
-    """The origin of a corpus, as far as known without opening it."""
+    """Origin of the built-in corpus or a Hub dataset, as far as known without opening it."""
     if dataset := resolve_hub_dataset(source):
         return hub.hub_origin(dataset)
     size_fields = {} if megabytes is None else {"megabytes": megabytes}
@@ -156,8 +154,8 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
 
 
 def canonicalize_origin(origin: Mapping[str, Any]) -> str:
-    """A string that is equal for equal origins. File names may differ in their Unicode form, which
-    a file system chooses, and in case, which it may ignore; the origin has their hashes as well.
+    """A string that is equal for equal origins. Case and Unicode form of file names are ignored,
+    since they depend on the file system; the origin also contains the files' hashes.
     """
     names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
     serialized = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
@@ -165,7 +163,7 @@ def canonicalize_origin(origin: Mapping[str, Any]) -> str:
 
 
 def describe_origin(origin: dict[str, Any]) -> str:
-    """A short description of an origin, for the user."""
+    """Short description of an origin, to show to users."""
     if SYNTHETIC in origin:
         return "the synthetic stories"
     if "hub" in origin:
@@ -178,7 +176,7 @@ def describe_origin(origin: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _SyntheticDocuments:
-    """The synthetic stories of a seed, `size` bytes of them, generated again for each reader."""
+    """`size` bytes of synthetic stories with a seed, generated again at each iteration."""
 
     seed: int
     size: int
@@ -189,11 +187,11 @@ class _SyntheticDocuments:
 
 @dataclass(frozen=True)
 class _FileDocuments:
-    """The documents of some files, read again for each reader.
+    """The documents of some files, read again at each iteration.
 
     Attributes:
-        rows: the files, and which of their documents.
-        column: the column of a table that holds the documents.
+        rows: the files, and the range of their documents.
+        column: table column with the documents.
         single: whether all of them are pieces of one document.
         columns: the column for each file, if they differ.
     """
@@ -216,7 +214,7 @@ class _FileDocuments:
 def _slice_documents(
     pieces: Iterator[DocumentPiece], start: int, stop: int | None
 ) -> Iterator[DocumentPiece]:
-    """The pieces of the documents from `start` on, up to `stop`."""
+    """Yield the pieces of documents `start` to `stop` (exclusive)."""
     index = 0
     for piece in pieces:
         if stop is not None and index >= stop:
@@ -226,13 +224,13 @@ def _slice_documents(
         index += piece.last
 
 
-MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes follow
+MAX_NAME_BYTES = 180  # file systems allow 255; suffixes are added
 
 
 def data_folder_name(source: Sequence[str]) -> str:
-    """The data folder's name for a source: the corpus, the dataset's owner and name, or the first
-    path's stem. Letters and digits of all scripts stay, in Unicode's NFC, whichever form a file
-    system has; a hash is added if the name is too long, and replaces it if nothing else is left.
+    """Data folder name for a source: the corpus, the Hub dataset's owner and name, or the stem of
+    the first path. Letters and digits of all scripts are kept, in NFC. A hash is added if the name
+    is too long, and used alone if nothing else is left.
     """
     stem = unicodedata.normalize("NFC", _stem(source))
     characters = (c if _is_name_character(c) else " " for c in stem)
@@ -246,15 +244,17 @@ def data_folder_name(source: Sequence[str]) -> str:
 
 
 def legacy_data_folder_name(source: Sequence[str]) -> str:
-    """The name that `data_folder_name` returned when it kept only ASCII letters."""
+    """Data folder name in older versions: ASCII letters only, `storybook` for `synthetic`."""
+    if list(source) == [SYNTHETIC]:
+        return "storybook"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(source)).strip("-.") or "text"
 
 
 def open_documents(paths: Sequence[str]) -> Iterable[DocumentPiece]:
-    """The documents of some files and folders, a new stream for each reader. Logs what is skipped.
+    """Documents of some files and folders, read again at each iteration. Logs skipped files.
 
     Raises:
-        UserError: if a name has no file or folder.
+        UserError: if a file or folder does not exist.
     """
     return _make_file_documents(_expand_names(paths))
 
@@ -268,7 +268,7 @@ def _stem(source: Sequence[str]) -> str:
 
 
 def _is_name_character(character: str) -> bool:
-    """Whether a character stays in a name: letters with their marks, digits, and `._-`."""
+    """Whether a character is kept in a name: letters with their marks, digits, and `._-`."""
     return (
         character.isalnum() or character in "._-" or unicodedata.category(character).startswith("M")
     )
@@ -325,7 +325,7 @@ def _open_file_source(
 
 
 def _origin_fields(kind: str, names: Sequence[str], sha256: str) -> dict[str, Any]:
-    """The entries for some files in an origin; `kind` is "files" or "val_files"."""
+    """Entries of some files in an origin; `kind` is "files" or "val_files"."""
     return {kind: [Path(name).name for name in names], kind.replace("files", "sha256"): sha256}
 
 
@@ -334,7 +334,7 @@ def _absolute_paths(names: Sequence[str]) -> list[str]:
 
 
 def _split_column(name: str) -> tuple[Path, str]:
-    """A source's path, and the column that holds its documents: `FILE:COLUMN`, or only FILE."""
+    """Split `FILE` or `FILE:COLUMN` into the path and the column with the documents."""
     path = files.expand_user(name)
     file_name, colon, column = name.rpartition(":")
     if not colon or not column or files.lexists(path):
@@ -345,7 +345,7 @@ def _split_column(name: str) -> tuple[Path, str]:
 
 
 def _hash_files(paths: Sequence[Path]) -> str:
-    """The sha256 of one file, or of the hashes of several."""
+    """SHA-256 of one file, or of the hashes of several files."""
     try:
         digests = [files.sha256_file(path) for path in paths]
     except OSError as error:
@@ -356,7 +356,7 @@ def _hash_files(paths: Sequence[Path]) -> str:
 
 
 def _expand_names(names: Sequence[str]) -> list[tuple[Path, str]]:
-    """The files that names stand for, each with the column that holds its documents."""
+    """Expand source names to files, each with the column that contains its documents."""
     path_columns = [path_column for name in names for path_column in _match_files(name)]
     notices = (notice for path, _ in path_columns if (notice := formats.markup_notice(path)))
     for notice in itertools.islice(notices, 1):
@@ -385,7 +385,7 @@ def _match_files(name: str) -> list[tuple[Path, str]]:
             f"{name} is a broken link: {path.readlink()} does not exist",
             "restore its target, or specify the file itself.",
         )
-    elif glob.has_magic(str(path)):  # quoted, or from Python: no shell has expanded it
+    elif glob.has_magic(str(path)):  # not expanded by a shell: quoted, or from Python
         matches = folders.expand_pattern(path)
         if not matches:
             raise UserError(f"no file matches {name!r}", "use a path that exists.")

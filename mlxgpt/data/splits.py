@@ -1,7 +1,7 @@
-"""Splits documents into training and validation: scans a source to decide on the split and to make
-its tokenizer, then assigns each document.
+"""Split documents into training and validation data: scan a source to choose the split and build
+its tokenizer, then assign each document.
 
-The split depends only on the documents' content, so that duplicates stay in one split, and no
+The split depends only on the documents' content, so that duplicates are in the same split and no
 validation document is trained on.
 """
 
@@ -22,12 +22,12 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
 
-VAL_FRACTION = 0.1  # of a document that is cut: its end
-BPE_SAMPLE_CHARS = 20_000_000  # characters that a BPE is trained on
+VAL_FRACTION = 0.1  # of a document whose end is for validation
+BPE_SAMPLE_CHARS = 20_000_000  # maximum number of characters to train a BPE on
 
 
 class SplitPiece(NamedTuple):
-    """A document, or a piece of one, for one split."""
+    """A document, or a piece of one, assigned to a split."""
 
     split: str
     text: str
@@ -39,9 +39,9 @@ class SplitRule:
     """Which documents of a source, or which parts of them, are for validation.
 
     Attributes:
-        single: whether there is one document; its end is for validation.
+        single: whether the source is a single document, whose end is for validation.
         cut: where the validation part of a single document starts, in characters.
-        every: of several documents, one in this many is for validation.
+        every: one in this many documents is for validation.
         chosen: key of one more document for validation.
         tails: whether the end of each document is for validation, instead of whole documents.
     """
@@ -53,26 +53,26 @@ class SplitRule:
     tails: bool = False
 
     def is_validation(self, key: str) -> bool:
-        """Whether the document with a key is for validation."""
+        """Whether the document with this key is for validation."""
         return key == self.chosen or (self.every > 0 and int(key, 16) % self.every == 0)
 
 
 class _SourceScanner:
-    """Reads the training text once: counts it, and yields the sample that a BPE is trained on."""
+    """Reads the training text once, to count it and to sample text for training a BPE."""
 
     def __init__(self, source: Source, rule: SplitRule, val_keys: set[str]) -> None:
         self.source, self.rule, self.val_keys = source, rule, val_keys
         self.documents = self.val_documents = self.dropped_documents = 0
-        self.first_document_chars = 0  # characters of the first document
+        self.first_document_chars = 0
         self.total_bytes = self.val_bytes = 0
-        self.min_key, self.min_key_count = "", 0  # the smallest key, and the documents with it
+        self.min_key, self.min_key_count = "", 0  # smallest key, and how many documents have it
         self.min_key_bytes = 0
         self.characters: set[str] = set()
 
     def scan(
         self, *, collect_characters: bool, collect_sample: bool, progress: Callable[[int], None]
     ) -> Iterator[str]:
-        """Yield the BPE sample, reading all the text, or as far as the split and the flags need."""
+        """Yield text to train a BPE on. Reads the text as far as the split and the flags need."""
         stride = max(1, self.source.size // BPE_SAMPLE_CHARS)
         chars_read = chars_sampled = 0
         key, is_training = "", True
@@ -107,7 +107,7 @@ class _SourceScanner:
 
     @property
     def val_fraction(self) -> float:
-        """Share of the bytes that are for validation if no document is cut."""
+        """Fraction of bytes that are for validation if no document is split."""
         return (self.val_bytes or self.min_key_bytes) / max(1, self.total_bytes)
 
     def _count_bytes(self, key: str, text: str) -> None:
@@ -128,23 +128,23 @@ class _SourceScanner:
         return not is_val and not is_dropped
 
 
-VAL_EVERY = 100  # of several documents, 1 in 100
-MAX_VAL_BYTES = 20_000_000  # target upper size of the split, which every evaluation reads whole
-MAX_VAL_FRACTION = 0.15  # of all bytes, in whole documents; above it, each document is cut
+VAL_EVERY = 100  # 1 in 100 documents is for validation
+MAX_VAL_BYTES = 20_000_000  # target maximum, since mlxgpt eval reads the whole split
+MAX_VAL_FRACTION = 0.15  # of all bytes in whole documents; above it, each document is split
 
 
 def scan_source(
     source: Source, tokenizer_kind: str, progress: Callable[[int], None]
 ) -> tuple[SplitRule, Tokenizer | None]:
-    """Read a source as far as needed to decide on the split and to make its tokenizer; None for one
-    that exists already, such as `gpt2`.
+    """Scan a source to choose the split and build its tokenizer (None for an existing one, such as
+    `gpt2`).
 
     Args:
-        tokenizer_kind: `char`, `gpt2`, or `bpe` and the vocabulary's size, as `bpe4096`.
-        progress: receives the number of characters read.
+        tokenizer_kind: `char`, `gpt2`, or `bpe` with the vocabulary size, such as `bpe4096`.
+        progress: called with the number of characters read.
 
     Raises:
-        UserError: for a text that cannot be trained on.
+        UserError: if the text cannot be trained on.
     """
     is_char, is_bpe = tokenizer_kind == "char", tokenizer_kind.startswith("bpe")
     every = max(VAL_EVERY, source.size // MAX_VAL_BYTES) if source.val is None else 0
@@ -194,13 +194,13 @@ def scan_source(
                 f"the data consists only of the character {next(iter(characters), '')!r}",
                 "use text with at least two different characters.",
             )
-        # Of both splits: a character that only the validation text has needs an id, too.
+        # Characters that occur only in the validation text need ids, too.
         tokenizer = CharTokenizer(characters, end_of_text=not rule.single)
     return rule, tokenizer
 
 
 def assign_splits(source: Source, rule: SplitRule) -> Iterator[SplitPiece]:
-    """The documents of a source, each for its split; none is in both."""
+    """Yield the documents of a source with their split; no document is in both splits."""
     val_keys: set[str] = set()
     for text, first, last in _iter_pieces(source.val or (), rule.single):
         if first:
@@ -226,8 +226,8 @@ def assign_splits(source: Source, rule: SplitRule) -> Iterator[SplitPiece]:
 def _split_at_lengths(
     pieces: Iterable[tuple[str, bool, bool]], train_lengths: Iterator[int]
 ) -> Iterator[SplitPiece]:
-    """Assign the beginning of each document to training, and its end to validation; `train_lengths`
-    are the lengths of the beginnings, in characters.
+    """Assign the start of each document to training and its end to validation; `train_lengths` are
+    the lengths of the training parts, in characters.
     """
     train_length = 0
     for text, first, last in pieces:
@@ -241,8 +241,8 @@ def _split_at_lengths(
 
 
 def _train_lengths(source: Source) -> Iterator[int]:
-    """The length of each document's training part, in characters. It reads the source a second
-    time, one document ahead of the cut, since a document may be larger than memory.
+    """Yield the length of each document's training part, in characters. Reads the source a second
+    time, one document ahead, since a document may be larger than memory.
     """
     length = 0
     for text, _, last in _iter_pieces(source.train, single=False):
@@ -253,7 +253,7 @@ def _train_lengths(source: Source) -> Iterator[int]:
 
 
 def _sample_train_text(source: Source, rule: SplitRule) -> Iterator[str]:
-    """Some of the training text, spread over it, for a BPE to be trained on."""
+    """Sample training text to train a BPE on, spread over the whole source."""
     stride = max(1, source.size // BPE_SAMPLE_CHARS)
     pieces = assign_splits(source, rule)
     train_texts = (piece.text for piece in pieces if piece.split == "train")
@@ -267,7 +267,7 @@ def _sample_train_text(source: Source, rule: SplitRule) -> Iterator[str]:
 def drop_blank_documents(
     pieces: Iterable[DocumentPiece], *, single: bool = False
 ) -> Iterator[DocumentPiece]:
-    """Leave out blank documents; with `single`, join all pieces to one document."""
+    """Drop blank documents; with `single`, join all pieces into one document."""
     is_first, pending = True, None
     for text, last in pieces:
         is_blank = is_first and last and (not text or text.isspace())
@@ -284,8 +284,8 @@ def drop_blank_documents(
 
 
 def _iter_pieces(pieces: Iterable[DocumentPiece], single: bool) -> Iterator[tuple[str, bool, bool]]:
-    """(text, whether it begins its document, whether it ends it) of each piece; of several
-    documents, without the newlines around them.
+    """Yield (text, is first piece, is last piece). Unless `single`, newlines around documents are
+    stripped.
     """
     first = True
     for text, last in drop_blank_documents(pieces, single=single):
@@ -298,8 +298,8 @@ def _iter_pieces(pieces: Iterable[DocumentPiece], single: bool) -> Iterator[tupl
 
 
 def _document_key(text: str) -> str:
-    """A document's key: a hash of the start of its first piece. Newlines around the document, which
-    move the end of that piece, do not change it.
+    """Key of a document: a hash of the start of its first piece. Newlines around the document,
+    which shift the end of that piece, do not change the key.
     """
     prefix = text.strip("\r\n")[: readers.MAX_PIECE_CHARS // 2]
     return hashlib.sha256(prefix.encode("utf-8")).hexdigest()

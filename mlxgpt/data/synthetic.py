@@ -1,7 +1,7 @@
-"""The built-in corpus: short stories for children, from a grammar of our own, in unlimited number.
+"""Synthetic stories for children, generated from a grammar: the built-in corpus `synthetic`.
 
-Story n of a seed is a function of (seed, n), the same on every machine. The words and plots are in
-synthetic.txt, which describes its own syntax.
+Story n is a pure function of (seed, n), the same on every machine. Words and plots are in
+synthetic.txt, which also describes its syntax.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from mlxgpt.utils.seeds import derive_seed
 
-# A sentence's template: text, and between it the fields (name, part).
+# Template of a sentence: text, and fields as (name, part).
 Template = tuple[str | tuple[str, str], ...]
 Pick = Callable[[Sequence[Any]], Any]
 
@@ -28,10 +28,10 @@ class Plot:
     """One plot of the grammar.
 
     Attributes:
-        name: its heading in synthetic.txt.
-        thing_class: the class of words that the story's thing comes from.
-        animal_class, spot_class: the classes of its animal, and of the places to look.
-        sentences: the variants of each, and whether it is optional.
+        name: heading in synthetic.txt.
+        thing_class: word class of the thing in the story.
+        animal_class, spot_class: word classes of the animal, and of the places to look.
+        sentences: (variants, is optional) of each sentence.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class StoryGrammar:
-    """The parsed synthetic.txt, and its sha256."""
+    """The parsed synthetic.txt, and its SHA-256."""
 
     words: dict[str, tuple[str, ...]]
     openings: tuple[Template, ...]
@@ -53,7 +53,8 @@ class StoryGrammar:
 
 @functools.cache
 def load_grammar() -> StoryGrammar:
-    """Read synthetic.txt: words, openings and plots."""
+    """Parse synthetic.txt: words, openings and plots."""
+    # Editing any line of the file, even its description, changes the origin of prepared data.
     text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
     _, words, openings, plots = re.split(r"^# \w+$", text, flags=re.MULTILINE)
     words_by_class = {}
@@ -69,7 +70,7 @@ def load_grammar() -> StoryGrammar:
 
 
 def generate_stories(seed: int, *, size: int) -> Iterator[str]:
-    """Story 0, 1, … of a seed, until together they have at least `size` bytes."""
+    """Yield stories 0, 1, … of a seed until they have at least `size` bytes in total."""
     for n in itertools.count():
         if size <= 0:
             return
@@ -82,8 +83,8 @@ MAX_SENTENCES = 8
 
 
 def generate_story(n: int, seed: int) -> str:
-    """Story n of a seed: one paragraph of up to `MAX_SENTENCES` sentences."""
-    # Python promises the same numbers in all versions only for random().
+    """Generate story n of a seed: one paragraph of up to `MAX_SENTENCES` sentences."""
+    # Only random() is guaranteed to give the same numbers in all versions of Python.
     draw = random.Random(derive_seed(seed, "story", n)).random
 
     def pick(choices: Sequence[Any]) -> Any:
@@ -141,7 +142,7 @@ class _StoryContext:
         self._mentioned: set[str] = set()
 
     def fill(self, template: Template) -> str:
-        """The template's text, with its fields filled in."""
+        """Fill in the fields of a template."""
         return "".join(p if isinstance(p, str) else self._fill_field(*p) for p in template)
 
     def _pick_person(self, *kinds: str) -> dict[str, str]:
@@ -182,7 +183,7 @@ def _parse_plot(text: str) -> Plot:
 
 
 def _parse_sentence(line: str) -> tuple[tuple[Template, ...], bool]:
-    """The variants of a sentence, and whether it is optional."""
+    """Parse a sentence: its variants, and whether it is optional."""
     variants = line.removeprefix("~ ").split(" / ")
     return tuple(map(_parse_template, variants)), line.startswith("~ ")
 
@@ -191,7 +192,7 @@ _BEFORE_VOWEL = re.compile(r"\b([Aa]) (?=[aeiou]|honest)")
 
 
 def _punctuate(text: str) -> str:
-    """Add a capital letter and a period, and turn "a" into "an" before a vowel."""
+    """Capitalize the first letter, add a period, and change "a" to "an" before a vowel."""
     is_quoted = text[0] == '"'
     text = text[:is_quoted] + text[is_quoted].upper() + text[is_quoted + 1 :]
     body, closing_quote = (text[:-1], '"') if text.endswith('"') else (text, "")

@@ -1,7 +1,7 @@
-"""Token arrays, memory-mapped, and the training batches cut from them: `get_batch(step)`.
+"""Memory-mapped token arrays, and the training batches taken from them with `get_batch(step)`.
 
-An array is raw little-endian uint16 (uint32 above 65,536 ids) and nothing else, so that nanoGPT's
-train.bin has the same form.
+A file is raw little-endian uint16 (uint32 for vocabularies above 65,536) without a header, as
+nanoGPT's train.bin is.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from mlxgpt.utils.seeds import derive_seed
 
 
 def dtype_for(vocab_size: int) -> str:
-    """The smallest of the two array types that holds every id."""
+    """The dtype of a token array: uint16 if every id fits, else uint32."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-READ_BLOCK_BYTES = 1 << 24  # read at a time
+READ_BLOCK_BYTES = 1 << 24  # 16 MiB per read
 
 
 def scan_token_file(
     path: Path, dtype: str, on_block: Callable[[np.ndarray], None] = lambda ids: None
 ) -> dict[str, Any]:
-    """Hash a token array and find its largest id, in one reading: {"sha256", "largest"}.
+    """Hash a token array file and find its largest id in one pass: {"sha256", "largest"}.
 
     Args:
-        on_block: receives the ids, one block at a time.
+        on_block: called with each block of ids.
 
     Raises:
         OSError: if it cannot be read.
     """
     digest, largest, itemsize = hashlib.sha256(), 0, np.dtype(dtype).itemsize
-    # Read, not mapped: pages of a map count as this process's memory.
+    # Not memory-mapped: mapped pages would count toward this process's memory.
     with files.add_filename_to_errors(path), path.open("rb") as file:
         while block := file.read(READ_BLOCK_BYTES):
             digest.update(block)
@@ -57,26 +57,26 @@ def damaged_array_remedy(path: Path) -> str:
 
 @dataclass(frozen=True)
 class TokenArray:
-    """One token array, memory-mapped: ids[n], and the size of the vocabulary they are from."""
+    """A memory-mapped token array, [n], and the vocabulary size of its tokenizer."""
 
     array: np.ndarray
     vocab_size: int
 
     @property
     def ids(self) -> np.ndarray:
-        """The ids, n of them.
+        """Token ids, [n].
 
         Raises:
-            UserError: if the file has become shorter: reading what is missing ends the process
-                by SIGBUS.
+            UserError: if the file was truncated: reading the missing part would kill the process
+                with SIGBUS.
             OSError: if its size cannot be read.
         """
-        mmap = getattr(self.array, "_mmap", None)  # of np.memmap
+        mmap = getattr(self.array, "_mmap", None)  # set on np.memmap
         if mmap is None:
             return self.array
         path = Path(getattr(self.array, "filename", "the token array"))
         with files.add_filename_to_errors(path):
-            size = mmap.size()  # of the file
+            size = mmap.size()  # current size of the file
         if size < len(mmap):
             raise UserError(
                 f"{path} was truncated while in use: {size:,} of {len(mmap):,} bytes remain",
@@ -87,19 +87,19 @@ class TokenArray:
     def get_batch(
         self, step: int, *, seed: int, batch_size: int, block_size: int, micro_batches: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The training batch of a step: a pure function of the array and the arguments.
+        """The training batch of a step, a pure function of the array and the arguments.
 
-        The array is cut into blocks at an offset; each epoch has its own random offset and visits
-        its blocks in its own random order, so every token is seen about once an epoch. There is
-        no loader state: a step's batch does not depend on how the training got there.
+        Each epoch splits the array into blocks from a random offset and shuffles the blocks, so
+        every token is seen about once per epoch. There is no loader state to save: the batch
+        depends only on the step, not on the steps before it.
 
         Args:
-            step: which update, from 0.
+            step: optimizer step, from 0.
             batch_size, block_size: B sequences of T tokens in each micro-batch.
-            micro_batches: A, the number of micro-batches, all different.
+            micro_batches: A, the number of micro-batches per optimizer step.
 
         Returns:
-            inputs[A, B, T] and targets[A, B, T], int32; targets are the inputs one token on.
+            inputs and targets, int32 [A, B, T]; targets are the inputs shifted by one token.
         """
         rows_per_step, ids = batch_size * micro_batches, self.ids
         n_blocks = blocks_per_epoch(len(ids), block_size)
@@ -114,7 +114,7 @@ class TokenArray:
         return sequences[:, :-1].reshape(shape), sequences[:, 1:].reshape(shape)
 
     def _check_ids(self, ids: np.ndarray) -> None:
-        # The device never checks a gather's bounds: an id too large reads stray memory.
+        # MLX does not check gather bounds: too large an id would read unrelated memory.
         if ids.size and ids.max() >= self.vocab_size:
             raise UserError(
                 f"the token array contains id {ids.max()}, but the largest id in the vocabulary is "
@@ -124,7 +124,7 @@ class TokenArray:
 
 
 def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
-    """How many non-overlapping blocks fit at any offset, each followed by one more token."""
+    """Number of non-overlapping blocks that fit at any offset, plus one token as last target."""
     if n_tokens < block_size + 1:
         raise UserError(
             f"the training data has {n_tokens:,} tokens, too few for block size {block_size:,}",
@@ -133,12 +133,12 @@ def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
     return max(1, (n_tokens - block_size) // block_size)
 
 
-@lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _block_starts(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """The start index of each block of an epoch, in the order of that epoch."""
+    """Start indices of the blocks of an epoch, in shuffled order."""
     n_blocks = blocks_per_epoch(n_tokens, block_size)
-    # Raw words of a counter-based generator, whose stream is fixed for good; the methods of
-    # numpy's Generator may change theirs between versions.
+    # The raw output of Philox never changes; the methods of numpy's Generator may give other
+    # numbers in other versions.
     key = np.array([derive_seed(seed, "data"), epoch], dtype=np.uint64)
     words = np.random.Philox(key=key).random_raw(n_blocks + 1)
     slack = min(block_size, n_tokens - n_blocks * block_size)

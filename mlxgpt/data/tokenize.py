@@ -1,5 +1,5 @@
-"""Encodes documents in parallel threads (tiktoken releases the GIL); keeps their order, in bounded
-memory.
+"""Encode documents in parallel threads, in order and with bounded memory (tiktoken releases the
+GIL).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from mlxgpt.data.meta import SPLITS, SplitMeta
 from mlxgpt.data.splits import SplitPiece
 from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 
-# By split: the bytes that a chunk appends to its array, and their counts.
+# split -> (bytes to append to its array, their counts)
 EncodedChunk = dict[str, tuple[bytes, SplitMeta]]
 
 
 def encode_pieces(
     pieces: Iterable[SplitPiece], tokenizer: Tokenizer, dtype: str, *, start: int = 0
 ) -> Generator[EncodedChunk]:
-    """Encode documents: their chunks in order, from number `start` on. Close the generator if it is
-    not read to its end.
+    """Encode documents and yield the encoded chunks in order, from chunk `start` on. Close the
+    generator if you do not exhaust it.
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     chunks = islice(_group_into_chunks(pieces), start, None)
@@ -43,7 +43,7 @@ CHUNK_CHARS = 1 << 20  # characters that one thread encodes at a time
 
 
 def _group_into_chunks(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
-    """Consecutive pieces in groups of at least `CHUNK_CHARS` characters."""
+    """Group consecutive pieces into chunks of at least `CHUNK_CHARS` characters."""
     chunk: list[SplitPiece] = []
     size = 0
     for piece in pieces:

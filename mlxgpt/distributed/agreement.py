@@ -1,4 +1,4 @@
-"""Checks that all ranks of a group have the same settings, data and weights."""
+"""Check that all ranks have the same settings, data and weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mlxgpt.utils.errors import UserError
 
 
 def check_same_values(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> None:
-    """Collective. Refuse to train if a rank has other values than the main rank.
+    """Collective. Check that all ranks have the same values as the main rank.
 
     Args:
-        name: of the collective.
-        values: settings, versions and fingerprints, by name; as JSON keeps them.
+        name: name of the collective.
+        values: settings, versions and fingerprints, by name; JSON-serializable.
 
     Raises:
-        UserError: on all ranks, naming the ranks and what differs.
+        UserError: on all ranks, with the ranks and values that differ.
     """
     expected, *other_values = group.gather(name, dict(values))
     differing = []
@@ -42,14 +42,14 @@ def check_same_values(group: ProcessGroup, name: str, values: Mapping[str, Any])
 
 
 def check_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.array]) -> None:
-    """Collective. Refuse to continue if a rank has other weights or moments than the main rank.
+    """Collective. Check that all ranks have the same weights and optimizer state as the main rank.
 
     Args:
-        step: after which they are compared.
-        arrays: all that a step changes, by name.
+        step: the step after which they are compared.
+        arrays: everything that a step changes, by name.
 
     Raises:
-        UserError: on all ranks, naming the ranks.
+        UserError: on all ranks, with the ranks that differ.
     """
     if group.size == 1:
         return
@@ -68,7 +68,7 @@ def check_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.a
 
 
 def hash_arrays(*arrays: Mapping[str, mx.array]) -> str:
-    """The sha256 of arrays and their names."""
+    """SHA-256 of arrays and their names."""
     digest = hashlib.sha256()
     for tree in arrays:
         mx.eval(tree)

@@ -1,16 +1,16 @@
-"""The control channel between ranks: small values, heartbeats, and the order of collectives.
+"""Control channel between ranks: small values, heartbeats, checks of the order of collectives.
 
-A rank in an all-reduce waits forever for a rank that has died, and runs no Python: no signal
-reaches it. So each rank has a connection to the main rank, with threads that exchange heartbeats.
-When a rank is lost, these threads end the process.
+A rank in an all-reduce waits forever for a rank that has died, and cannot handle signals while it
+waits. So each rank has a connection to the main rank, with threads that exchange heartbeats and end
+the process when a rank is lost.
 
-Every collective has a name and a number. Each rank reports those that it has entered, with the next
-value or heartbeat, and the main rank compares them with its own. Ranks that are in different
-collectives, and would wait for each other forever or mix up their values, end with an error that
-says where each of them is.
+Every collective has a name and a number. Each rank reports the collectives that it has entered,
+with its next value or heartbeat, and the main rank compares them with its own. Ranks in different
+collectives would wait forever or mix up their values, so they exit with an error that lists the
+position of each rank.
 
-The main rank listens only until all ranks have connected. A rank proves who it is by the job's
-password, which MLX's own all-reduce has distributed. A message is a JSON object on one line.
+The main rank accepts connections only until all ranks have connected. Ranks authenticate with the
+job's password, which is distributed by an MLX all-reduce. Each message is one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Position:
-    """How far a rank has come.
+    """A rank's progress through the collectives.
 
     Attributes:
-        number: collectives that it has entered.
-        name: the last one of them, such as `gather settings`.
-        all_reduces_started, all_reduces_finished: how many of them are all-reduces of arrays.
+        number: number of collectives entered so far.
+        name: name of the latest one, such as `gather settings`.
+        all_reduces_started, all_reduces_finished: number of all-reduces of arrays among them.
     """
 
     number: int = 0
@@ -57,12 +57,12 @@ class Peer:
     """Another rank, at the other end of a connection.
 
     Attributes:
-        rank: its number; host: its machine's name.
+        rank: its rank; host: its host name.
         last_heartbeat: when it last sent anything (`time.monotonic`).
         has_left: whether it has closed its channel.
-        position: by its last message.
-        names: collectives that it has entered and that were not compared yet, by number.
-        inbox: values that it has sent, in order.
+        position: its position as of its latest message.
+        names: names of entered collectives that are not compared yet, by number.
+        inbox: received values, in order.
     """
 
     rank: int
@@ -76,7 +76,7 @@ class Peer:
     _send_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message. If the peer is gone, the listening thread ends the process."""
+        """Send a message, ignoring errors; if the peer is gone, the listener ends the process."""
         line = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError), self._send_lock:
             self.socket.sendall(line)
@@ -84,25 +84,24 @@ class Peer:
 
 HEARTBEAT_INTERVAL = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost
-# Seconds, before the first step: preparing data can block Python for long.
-STARTUP_HEARTBEAT_TIMEOUT = 600.0
+STARTUP_HEARTBEAT_TIMEOUT = 600.0  # seconds; before training, preparing data can block Python
 EXIT_RANK_LOST = 1  # exit code after a rank was lost
-EXIT_USER_ERROR = 2  # exit code after a user's mistake, on any rank
-MAX_LINE_BYTES = 1 << 24  # of an unfinished message, until its sender counts as lost
-MAX_COLLECTIVE_NAMES = 1000  # collectives that the main rank remembers by name
+EXIT_USER_ERROR = 2  # exit code after a UserError on any rank
+MAX_LINE_BYTES = 1 << 24  # longest message; the sender of a longer one counts as lost
+MAX_COLLECTIVE_NAMES = 1000  # number of collectives whose names a rank remembers
 
 
 class ControlChannel:
-    """A rank's connections: the main rank's to all others, another rank's to the main rank.
+    """A rank's connections: from the main rank to all others, from any other to the main rank.
 
     Attributes:
-        position: how far this rank has come.
-        step_seconds: duration of a training step while steps are watched, else None.
+        position: this rank's progress.
+        step_seconds: duration of a training step while the watchdog is active, else None.
         heartbeat_timeout: seconds without a heartbeat until a rank counts as lost.
 
     Args:
-        rank: of this process; size: number of ranks.
-        peers: by rank.
+        rank: rank of this process; size: number of ranks.
+        peers: connected peers, by rank.
     """
 
     def __init__(self, rank: int, size: int, peers: dict[int, Peer]) -> None:
@@ -110,32 +109,32 @@ class ControlChannel:
         self.position = Position()
         self.step_seconds: float | None = None
         self.heartbeat_timeout = STARTUP_HEARTBEAT_TIMEOUT
-        # Collectives by number: the main rank's latest, or those that another one has not reported.
+        # Names by number: on the main rank the latest collectives, on others the unreported ones.
         self._names: dict[int, str] = {}
         self._report_lock, self._end_lock = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
-        self._last_progress: tuple[Any, float] = (None, 0.0)  # all positions, and since when
+        self._last_progress: tuple[Any, float] = (None, 0.0)  # positions, last change
         for peer in peers.values():
             peer.last_heartbeat = time.monotonic()
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Every rank's value (JSON), in the order of ranks, on all ranks."""
+        """Gather every rank's value (JSON) on all ranks, in rank order."""
         return self._gather(f"gather {name}", value)
 
     def broadcast(self, name: str, value: Any = None) -> Any:
-        """The main rank's value (JSON), on all ranks."""
+        """Broadcast the main rank's value (JSON) to all ranks."""
         self._enter(f"broadcast {name}")
         return self._receive(self.peers[0]) if self.rank else self._send_to_all(value)
 
     def barrier(self, name: str) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has reached this barrier."""
         self._gather(f"barrier {name}", None)
 
     @contextlib.contextmanager
     def all_reduce(self, name: str) -> Iterator[None]:
-        """Announce an all-reduce of arrays, while MLX carries it out."""
+        """Context that reports an all-reduce of arrays as in progress, while MLX runs it."""
         self._enter(f"all-reduce {name}")
         started = self.position.all_reduces_started + 1
         self.position = replace(self.position, all_reduces_started=started)
@@ -149,9 +148,9 @@ class ControlChannel:
         self._closed.set()
 
     def abort(self, problem: str, remedy: str, exit_code: int = EXIT_USER_ERROR) -> None:
-        """End all ranks because of an error on this one, with an exit code. The main rank's own
-        error is printed by its caller, that of another rank by the main rank. The other rank waits
-        for that: a launcher would end the main rank before it has printed anything.
+        """End all ranks because of an error on this one. On the main rank the caller prints it; the
+        error of another rank is printed by the main rank. That rank waits meanwhile, since its exit
+        would make a launcher end the main rank before it has printed the error.
         """
         with self._end_lock:
             for peer in self.peers.values():
@@ -176,8 +175,8 @@ class ControlChannel:
         self.position = replace(self.position, number=number, name=name)
 
     def _send(self, peer: Peer, **message: Any) -> None:
-        """Send a message with this rank's position; from another rank than the main one also with
-        the names that it has not reported.
+        """Send a message with this rank's position and, on a non-main rank, the names of the
+        collectives that are not reported yet.
         """
         with self._report_lock:  # names must not arrive after a value that was sent later
             message["at"] = astuple(self.position)
@@ -238,7 +237,7 @@ class ControlChannel:
             if self.rank or problem is None:  # the main rank has printed it
                 self._end_process(None, None, exit_code)
             else:
-                time.sleep(HEARTBEAT_INTERVAL)  # this rank may be about to refuse the same
+                time.sleep(HEARTBEAT_INTERVAL)  # this rank may be about to raise the same error
                 self._end_process(f"{self._describe_peer(peer)}: {problem}", remedy, exit_code)
 
     def _send_heartbeats(self) -> None:
@@ -252,8 +251,8 @@ class ControlChannel:
                     self._compare_progress(max(HEARTBEAT_TIMEOUT, 10 * self.step_seconds))
 
     def _compare_order(self) -> None:
-        """At the main rank: end all ranks where one has entered another collective than this rank
-        in its place. One that is ahead is compared when this rank is there.
+        """On the main rank: end all ranks if one has entered a different collective than this rank
+        under the same number. A rank that is ahead is compared once this rank gets there.
         """
         for peer in self.peers.values():
             for number, name in list(peer.names.items()):
@@ -263,8 +262,8 @@ class ControlChannel:
                     peer.names.pop(number, None)
 
     def _compare_progress(self, timeout: float) -> None:
-        """End all ranks where one does not come to an all-reduce that others wait in, or where all
-        wait in one.
+        """End all ranks if, for `timeout` seconds, one of them has not reached an all-reduce that
+        others wait in, or all of them have been waiting in one.
         """
         positions = {0: self.position} | {rank: peer.position for rank, peer in self.peers.items()}
         furthest = max(p.all_reduces_started for p in positions.values())
@@ -287,7 +286,7 @@ class ControlChannel:
                 self._end_lost_rank(self.peers.get(rank), "it stopped making progress")
 
     def _describe_peer(self, peer: Peer | None) -> str:
-        """A peer, or this rank, in words."""
+        """Format a peer, or this rank, for a message."""
         rank, host = (peer.rank, peer.host) if peer else (self.rank, socket.gethostname())
         return f"rank {rank} of {self.size} (on {host})"
 
@@ -295,7 +294,7 @@ class ControlChannel:
         self._end_process(f"lost {self._describe_peer(peer)}: {reason}", None, EXIT_RANK_LOST)
 
     def _end_mismatch(self, number: int = 0) -> None:
-        """End all ranks, saying in which collective each of them is, or was at that number."""
+        """End all ranks with an error that lists the collective of each, at `number` if known."""
         ranks = [(self.rank, self._describe_peer(None), self._names.get(number), self.position)]
         ranks += [
             (peer.rank, self._describe_peer(peer), peer.names.get(number), peer.position)
@@ -314,15 +313,15 @@ class ControlChannel:
         self._end_process(problem, remedy, EXIT_RANK_LOST)
 
     def _end_process(self, problem: str | None, remedy: str | None, exit_code: int) -> None:
-        """End this process and, from the main rank, all others."""
+        """End this process and, on the main rank, all others."""
         with self._end_lock:
-            if self._closed.is_set():  # this rank has left, or ends already
+            if self._closed.is_set():  # already left or ending
                 return
             if self.rank == 0:
                 for peer in self.peers.values():
                     peer.send({"end": [None, None, exit_code]})
-            # Only now: the listening threads close their connections when they see it, and the
-            # other rank would see that first.
+            # Only after sending: the listener threads then close their connections, which the other
+            # ranks would notice before the message.
             self._closed.set()
             if problem:
                 print_error(problem, remedy or f"the same command resumes: {resume_command()}")
@@ -330,18 +329,19 @@ class ControlChannel:
 
 
 def print_error(problem: str, remedy: str) -> None:
-    """Print an error as the command line does, straight to file descriptor 2: a stuck thread may
-    hold the locks of sys.stderr, of the progress display and of the log handlers.
+    """Print an error as the command line does, but directly to file descriptor 2: a stuck thread
+    may hold the locks of sys.stderr, the progress display or the log handlers.
     """
     with contextlib.suppress(OSError):
         os.write(2, f"mlxgpt: {problem}\n  → {remedy}\n".encode(errors="replace"))
 
 
 def open_listener(host: str) -> tuple[socket.socket, dict[str, Any]]:
-    """Listen on a free port of the main rank; the listener, and what other ranks connect with.
+    """Listen on a free port of the main rank. Returns the listening socket, and the address and
+    password for the other ranks.
 
     Raises:
-        UserError: if this machine cannot listen there.
+        UserError: if this machine cannot listen on `host`.
     """
     try:
         listener = socket.create_server((host, 0))
@@ -358,10 +358,10 @@ CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
 
 
 def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:
-    """The other ranks, once all have connected to the main rank.
+    """Accept connections from all other ranks, on the main rank; returns the peers by rank.
 
     Raises:
-        UserError: if one does not connect in time.
+        UserError: if a rank does not connect in time.
     """
     peers: dict[int, Peer] = {}
     deadline = time.monotonic() + CONNECT_TIMEOUT
@@ -392,10 +392,10 @@ def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int,
 
 
 def connect_to_main(address: dict[str, Any], rank: int) -> dict[int, Peer]:
-    """The main rank, once this rank has connected to it.
+    """Connect to the main rank; returns it as the only peer.
 
     Raises:
-        UserError: if it does not answer.
+        UserError: if it cannot be reached.
     """
     try:
         connection = socket.create_connection((address["host"], address["port"]), CONNECT_TIMEOUT)

@@ -1,8 +1,8 @@
-"""The group of processes that train together: who they are, and what they exchange.
+"""Process groups for distributed training: all-reduce, gather, broadcast and barriers.
 
-`LocalGroup` is one process alone, whose collectives do nothing. `MLXGroup` is several, started by
-`mlx.launch`: `mx.distributed` sums arrays, and the control channel (control.py) carries everything
-else. Callers treat both alike. Findings about MLX's engine: benchmarks/distributed.md.
+`LocalGroup` is a single process; its collectives do nothing. `MLXGroup` is several processes,
+started by `mlx.launch`: `mx.distributed` sums arrays, and the control channel (control.py) carries
+everything else. Callers treat both alike. How MLX behaves: benchmarks/notes/distributed.md.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Arrays = dict[str, mx.array]
 
 
 class ProcessGroup(ABC):
-    """The ranks of one training run, as one of them sees them.
+    """The ranks of a training run, seen from one of them.
 
-    Every rank must call the same collectives, of the same names, in the same order.
+    Every rank must call the same collectives, with the same names, in the same order.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of ranks.
-        hosts: the machine's name of each rank.
+        hosts: host name of each rank.
     """
 
     def __init__(self, rank: int, size: int, hosts: Sequence[str]) -> None:
@@ -49,24 +49,24 @@ class ProcessGroup(ABC):
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank reads and writes the run, and prints."""
+        """Whether this is rank 0, which reads and writes the run folder, and prints."""
         return self.rank == 0
 
     def describe_rank(self, rank: int) -> str:
-        """A rank in words."""
+        """Format a rank for a message."""
         return f"rank {rank} (on {self.hosts[rank]})"
 
     @abstractmethod
     def average(
         self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
     ) -> tuple[mx.array, Arrays]:
-        """Collective. The means over all ranks of a loss and of the gradients, with the same bits
-        on each. Whether a rank wishes to stop travels with them: see `should_stop`.
+        """Collective. Average a loss and gradients over all ranks, bit-identical on each. Stop
+        requests are sent along with them; see `should_stop`.
 
         Args:
-            loss: [], float32.
+            loss: scalar [], float32.
             gradients: by name, float32.
-            dtype: that gradients are sent and summed in.
+            dtype: dtype in which gradients are sent and summed.
         """
 
     @abstractmethod
@@ -74,37 +74,37 @@ class ProcessGroup(ABC):
         """Whether training stops after this step; the same on all ranks. Not a collective.
 
         Args:
-            stop_requested: whether this rank wishes to stop. The other ranks learn it from the next
-                `average`, so all stop one step later; a process alone stops at once.
+            stop_requested: whether this rank wants to stop. The next `average` tells the other
+                ranks, so all stop one step later; a single process stops immediately.
         """
 
     @abstractmethod
     def sum(self, name: str, array: mx.array) -> mx.array:
-        """Collective. The sum of an array over all ranks, with the same bits on each."""
+        """Collective. Sum an array over all ranks, bit-identical on each."""
 
     @abstractmethod
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Collective. The values of all ranks, in their order, on each; as JSON keeps them."""
+        """Collective. Gather JSON values from all ranks, in rank order, on each rank."""
 
     @abstractmethod
     def broadcast(self, name: str, value: Any = None) -> Any:
-        """Collective. The main rank's value on all ranks; as JSON keeps it."""
+        """Collective. Broadcast a JSON value from the main rank to all ranks."""
 
     @abstractmethod
     def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
-        """Collective. The main rank's arrays on all ranks, bit by bit.
+        """Collective. Broadcast arrays from the main rank to all ranks, bit for bit.
 
         Args:
-            arrays: by name; on every rank the same names, shapes and dtypes of 4 or 8 bytes.
+            arrays: by name; the same names, shapes and dtypes (4 or 8 bytes) on every rank.
         """
 
     @abstractmethod
     def barrier(self, name: str) -> None:
-        """Collective. Wait until all ranks are here."""
+        """Collective. Wait until all ranks have reached this barrier."""
 
     @abstractmethod
     def watchdog(self, step_seconds: float) -> AbstractContextManager[None]:
-        """While training steps are taken: end all ranks if one takes no more steps.
+        """Context for the training loop: ends all ranks if one of them makes no more progress.
 
         Args:
             step_seconds: duration of a step.
@@ -112,7 +112,7 @@ class ProcessGroup(ABC):
 
     @abstractmethod
     def local_group(self) -> LocalGroup:
-        """This rank alone, with its rank and size but no communication: to time its own share of
+        """A group with this rank and size but without communication, to time this rank's share of
         a step.
         """
 
@@ -122,22 +122,22 @@ class ProcessGroup(ABC):
 
     @abstractmethod
     def abort(self, error: UserError) -> None:
-        """End all ranks with an error of this one. The caller raises it; if it is not the main
-        rank, the main rank prints it.
+        """End all ranks because of an error on this one. The caller still raises it; if this is not
+        the main rank, the main rank prints it.
         """
 
     @abstractmethod
     def raise_on_all_ranks(self, error: UserError | None) -> None:
-        """Collective. Raise on all ranks if one of them has an error.
+        """Collective. Raise on all ranks if any of them has an error.
 
         Raises:
-            UserError: this rank's own, or another one's with its name. If several have one, that
-                of the lowest rank.
+            UserError: the error of the lowest rank that has one, prefixed with that rank's name on
+                the other ranks.
         """
 
 
 class LocalGroup(ProcessGroup):
-    """One process alone: each collective gives back what it gets."""
+    """A single process: collectives return their input."""
 
     def __init__(self, rank: int = 0, size: int = 1, hosts: Sequence[str] = ()) -> None:
         super().__init__(rank, size, hosts or [socket.gethostname()])
@@ -182,11 +182,11 @@ class LocalGroup(ProcessGroup):
             raise error
 
 
-LOCAL_GROUP = LocalGroup()  # has no state of its own
+LOCAL_GROUP = LocalGroup()  # stateless, so it can be shared
 
 
 class MLXGroup(ProcessGroup):
-    """Several processes, by `mx.distributed` and a control channel."""
+    """Several processes, connected by `mx.distributed` and a control channel."""
 
     def __init__(
         self, group: mx.distributed.Group, channel: ControlChannel, hosts: Sequence[str]
@@ -198,8 +198,8 @@ class MLXGroup(ProcessGroup):
     def average(
         self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
     ) -> tuple[mx.array, Arrays]:
-        # One array, since many small sums take several times as long; and the host waits for it,
-        # since macOS ends a GPU's work that waits more than some seconds for another machine.
+        # One packed array, since many small all-reduces take several times as long. The host waits
+        # for it, since macOS kills GPU work that waits several seconds for another machine.
         packed = mx.concatenate([g.reshape(-1).astype(dtype) for g in gradients.values()])
         means = self.sum("gradients", packed).astype(mx.float32) / self.size
         ends = list(itertools.accumulate(g.size for g in gradients.values()))
@@ -279,13 +279,13 @@ SECURITY_NOTE = "MLX traffic is not authenticated or encrypted; use it only on a
 
 @contextlib.contextmanager
 def init_process_group() -> Iterator[ProcessGroup]:
-    """The group of the processes that were launched with this one; a `LocalGroup` if there are
-    none. A UserError inside ends all ranks, and at the end each waits for the others.
+    """Context that connects the processes launched together; yields a `LocalGroup` if there is only
+    this one. A UserError inside ends all ranks; on normal exit each rank waits for the others.
 
-    If a rank is lost, a thread prints that on stderr, and ends the process.
+    If a rank is lost, a thread prints an error to stderr and ends the process.
 
     Raises:
-        UserError: if the processes do not find each other.
+        UserError: if the processes cannot connect to each other.
     """
     group = _init_group()
     if group.size > 1 and group.is_main:
@@ -299,9 +299,9 @@ def init_process_group() -> Iterator[ProcessGroup]:
 
 
 def run_main_first(group: ProcessGroup, function: Callable[[], T]) -> T:
-    """Collective. Call a function on all ranks, and return its result on each. The main rank calls
-    it first, then one rank of each other machine, then the remaining ranks; so files that the first
-    one has written are there for the others.
+    """Collective. Call a function on all ranks and return its result: first on the main rank, then
+    on one rank of each other machine, then on the rest. So ranks find the files that the first one
+    on their machine has written.
     """
     host = group.hosts[group.rank]
     turn = 0 if group.is_main else 1 if group.hosts.index(host) == group.rank else 2
@@ -316,7 +316,7 @@ def run_main_first(group: ProcessGroup, function: Callable[[], T]) -> T:
 def measure_all_reduce_seconds(
     group: ProcessGroup, n_values: int, dtype: mx.Dtype, repeats: int = 3
 ) -> float:
-    """Collective. Seconds that the slowest rank takes to average this many values, at best."""
+    """Collective. Measure the seconds of an all-reduce: the best time of the slowest rank."""
     if group.size == 1:
         return 0.0
     array = mx.zeros(n_values, dtype)
@@ -351,11 +351,11 @@ def _init_group() -> ProcessGroup:
     return MLXGroup(group, channel, channel.gather("hosts", socket.gethostname()))
 
 
-ADDRESS_BYTES = 512  # of the message with the main rank's address
+ADDRESS_BYTES = 512  # size of the message with the main rank's address
 
 
 def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
-    """The peers of this rank's control channel; the address is sent by an all-reduce of bytes."""
+    """Connect the control channel; returns its peers. An all-reduce sends the main address."""
     message = bytes(ADDRESS_BYTES)
     listener = None
     if group.rank() == 0:
@@ -370,7 +370,7 @@ def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
 
 
 def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
-    # On the CPU where possible, since macOS ends a GPU's work that waits for some seconds.
+    # On the CPU except with CUDA, since macOS kills GPU work that waits several seconds.
     stream = None if mx.cuda.is_available() else mx.cpu
     total = mx.distributed.all_sum(array, group=group, stream=stream)
     mx.eval(total)
@@ -382,7 +382,7 @@ def _json_round_trip(value: Any) -> Any:
 
 
 def _find_main_address() -> str:
-    """The main rank's own address, as the launcher gives it."""
+    """The main rank's address, as set by the launcher."""
     if host_addresses := read_hostfile():
         return host_addresses[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
@@ -391,8 +391,8 @@ def _find_main_address() -> str:
 
 
 def _find_own_address() -> str:
-    """This machine's address, by its name or, if that has none, by its route to other machines. On
-    macOS the name often has none.
+    """This machine's address: of its host name or, if that does not resolve (common on macOS), of
+    its route to other machines.
     """
     with contextlib.suppress(OSError):
         return socket.gethostbyname(socket.gethostname())
@@ -404,7 +404,7 @@ def _find_own_address() -> str:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """End the process if the other ranks do not start in time: MLX would wait forever."""
+    """Context that ends the process after `seconds`: MLX would wait forever for missing ranks."""
 
     def end_process() -> None:
         control.print_error(

@@ -1,4 +1,4 @@
-"""Whether and how this process was started together with others: by mlx.launch, or mpirun.
+"""Detect the launcher of this process: mlx.launch, mpirun or none.
 
 Standard library only: the command line imports this, and `--help` must not wait for MLX.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def get_rank() -> int:
-    """This process's rank by its launcher's environment variable; 0 without a launcher."""
+    """Rank of this process, from the launcher's environment; 0 without a launcher."""
     for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
@@ -26,13 +26,13 @@ def is_launched() -> bool:
     if path := os.environ.get("MLX_HOSTFILE"):
         with contextlib.suppress(OSError):
             return bool(Path(path).read_text().strip())  # empty for a single process
-        return True  # a hostfile that cannot be read is MLX's to report
+        return True  # MLX reports an unreadable hostfile
     names = ("MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
     return any(os.environ.get(name, "1") != "1" for name in names)
 
 
 def read_hostfile() -> list[str]:
-    """The addresses of all ranks in mlx.launch's hostfile; empty without one."""
+    """Addresses of all ranks from mlx.launch's hostfile; empty without one."""
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
         nodes = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
         return [str(node[0]).rpartition(":")[0] for node in nodes]
@@ -40,7 +40,7 @@ def read_hostfile() -> list[str]:
 
 
 def resume_command() -> str:
-    """The command line of this process, as a user repeats it."""
+    """The command line of this process, for the user to run again."""
     program = Path(sys.argv[0])
     is_mlxgpt = program.name == "mlxgpt" or program.parts[-2:] == ("mlxgpt", "__main__.py")
     words = ["mlxgpt", *sys.argv[1:]] if is_mlxgpt else ["python", *sys.orig_argv[1:]]
@@ -48,7 +48,7 @@ def resume_command() -> str:
 
 
 def prepend_launcher(command: str) -> str:
-    """A command with the launcher that started this process in front, if one did."""
+    """Prefix a command with the launcher that started this process, if any."""
     if not is_launched():
         return command
     hosts = read_hostfile()

@@ -1,3 +1,1 @@
-"""Evaluates a model, which stays as it is: loss and bits per byte over a text, HellaSwag, and the
-quality of its samples.
-"""
+"""Evaluation of models: loss and bits per byte, HellaSwag, and sample quality metrics."""

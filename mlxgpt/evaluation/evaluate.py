@@ -1,4 +1,4 @@
-"""`mlxgpt.evaluate`, `mlxgpt.hellaswag` and `mlxgpt.appraise`: evaluations of a run."""
+"""`mlxgpt.evaluate`, `mlxgpt.hellaswag` and `mlxgpt.appraise`: evaluation of a run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def evaluate(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> Evaluation:
-    """Loss of a run over its whole validation text, or over other text.
+    """Compute a run's loss over its whole validation split, or over other text.
 
     Args:
-        source: text files and folders; default: the validation text the run was trained with.
+        source: text files and folders; default: the run's validation split.
+        run, checkpoint: see `load`.
     """
     opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
     if source:
@@ -52,13 +53,14 @@ def hellaswag(
     runs_dir: PathLike | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HellaSwagResult:
-    """How often a run finds the right one of HellaSwag's four endings the likeliest, by
-    build-nanogpt's rule. Where the run's texts begin with a token, so do these.
+    """Evaluate a run on HellaSwag, scored as in build-nanogpt. Contexts start with the run's start
+    token, if it has one.
 
     Args:
-        file: examples of the same form; default: its validation split, fetched and kept.
-        limit: only this many examples, the first ones.
-        progress: is called with the numbers of examples done and in all.
+        file: examples in HellaSwag's format; default: its validation split, downloaded and cached.
+        limit: evaluate only the first `limit` examples.
+        run, checkpoint: see `load`.
+        progress: called with (examples done, total).
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no examples", "use 1 or more.")
@@ -80,8 +82,8 @@ def appraise(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> SampleQuality:
-    """Quality of a run's generated texts, compared with held-out texts and two controls; also
-    written to the run's quality.json.
+    """Measure the quality of a run's samples, compared with held-out texts and two controls. Also
+    writes the results to the run's quality.json.
     """
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir)
     dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))

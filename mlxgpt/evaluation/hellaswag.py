@@ -1,8 +1,7 @@
-"""HellaSwag (Zellers et al., 2019): which of four endings a model finds likeliest, and how often
-that is the right one. By this rule, build-nanogpt's (its hellaswag.py), GPT-2 124M as OpenAI
-published it is right in 0.2859 of all cases, and in 0.2955 by the mean.
+"""HellaSwag (Zellers et al., 2019): accuracy in choosing the most likely of four endings.
 
-Knows a model, a tokenizer, and where the text lies; nothing of runs.
+Scored as in build-nanogpt's hellaswag.py, where OpenAI's GPT-2 124M has an accuracy of 0.2859 by
+summed loss and 0.2955 by mean loss. Does not depend on runs.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 VALIDATION_FILE = "hellaswag_val.jsonl"
-NUM_ENDINGS = 4  # of each example
+NUM_ENDINGS = 4  # per example
 
 
 @dataclass(frozen=True)
 class HellaSwagExample:
-    """A context, which is not empty, its four endings, and which of them is the right one."""
+    """A non-empty context, four endings, and the index of the correct ending."""
 
     context: str
     endings: tuple[str, ...]
@@ -48,15 +47,15 @@ class HellaSwagExample:
 
 @dataclass(frozen=True)
 class HellaSwagResult:
-    """How often a model chose the right ending. A guess is right in a quarter of all cases.
+    """HellaSwag accuracy of a model. Random guessing has an accuracy of 0.25.
 
     Attributes:
-        examples: how many there were.
-        accuracy: share in which the right ending has the lowest summed loss (`acc`).
-        accuracy_error: its standard error.
-        accuracy_norm: share in which it has the lowest loss per token (`acc_norm`).
-        accuracy_norm_error: its standard error.
-        cut: examples of which a sequence was too long, and lost tokens of its beginning.
+        examples: number of examples.
+        accuracy: share of examples whose correct ending has the lowest summed loss (`acc`).
+        accuracy_error: standard error of `accuracy`.
+        accuracy_norm: share whose correct ending has the lowest loss per token (`acc_norm`).
+        accuracy_norm_error: standard error of `accuracy_norm`.
+        cut: examples with a sequence longer than the context, truncated on the left.
     """
 
     examples: int
@@ -68,13 +67,13 @@ class HellaSwagResult:
 
 
 class ScoredExample(NamedTuple):
-    """The losses of one example's endings.
+    """Losses of the endings of one example.
 
     Attributes:
-        example_index: which of the examples.
-        losses: float32 [4], nats of each ending.
-        token_counts: int [4], tokens that each of these is the sum over.
-        truncated: whether a sequence was too long.
+        example_index: index into the examples.
+        losses: float32 [4], nats, summed over the tokens of each ending.
+        token_counts: int [4], tokens of each ending.
+        truncated: whether a sequence was truncated to the context.
     """
 
     example_index: int
@@ -83,17 +82,17 @@ class ScoredExample(NamedTuple):
     truncated: bool
 
 
-MAX_FILE_BYTES = 100_000_000  # of a user's own file; HellaSwag's largest has 47 million
+MAX_FILE_BYTES = 100_000_000  # of a user's file; HellaSwag's largest split has 47 million
 
 
 def load_examples(path: Path | None = None) -> list[HellaSwagExample]:
-    """HellaSwag's validation split, 10,042 examples, which stay in a cache; or those of a file.
+    """Load examples from a file, or HellaSwag's validation split (10,042 examples; cached).
 
     Args:
-        path: a file of the same form: JSON lines with `ctx`, `endings` and `label`.
+        path: JSON lines with `ctx`, `endings` and `label`; default: the validation split.
 
     Raises:
-        UserError: if it could not be downloaded or read, or has another form.
+        UserError: if the file cannot be downloaded or read, or has another format.
     """
     if path is None:
         return _parse_examples(_load_validation_file(), VALIDATION_FILE)
@@ -118,15 +117,15 @@ def evaluate_hellaswag(
     bos: int | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, accuracy_norm: None,
 ) -> HellaSwagResult:
-    """Evaluate a model on HellaSwag: how often it finds the right ending the likeliest.
+    """Evaluate a model's accuracy on HellaSwag.
 
     Args:
-        bos: an id that is put before each context, where a model's texts begin with one.
-        progress: called with (examples done, all, `accuracy_norm` so far); short ones come first.
+        bos: start token put before each context; None if the model does not use one.
+        progress: called with (examples done, total, `accuracy_norm` so far); short examples first.
 
     Raises:
-        UserError: if there are no examples, the tokenizer cannot read them, it gives ids that the
-            model has no room for, or the model's losses are no numbers.
+        UserError: if there are no examples, the tokenizer cannot encode them or has ids beyond the
+            model's vocabulary, or losses are not finite.
     """
     correct = correct_norm = truncated = 0
     for done, scored in enumerate(ending_losses(model, tokenizer, examples, bos=bos), 1):
@@ -142,7 +141,7 @@ def evaluate_hellaswag(
     )
 
 
-BATCH_TOKENS = 2048  # about; with GPT-2's vocabulary their logits take 400 MB
+BATCH_TOKENS = 2048  # approximate; their logits take 400 MB with GPT-2's vocabulary
 
 
 def ending_losses(
@@ -152,14 +151,14 @@ def ending_losses(
     *,
     bos: int | None = None,
 ) -> Iterator[ScoredExample]:
-    """The loss of each ending after its context, over the ending's tokens alone; examples of like
-    length come together, each once.
+    """Yield the losses of each example's endings given the context. Examples are batched by length,
+    so they come in another order.
 
-    Ids are those of the context, then those of a space and the ending, encoded apart. The model
-    reads no more than the block: of a longer sequence the beginning is left out.
+    Context and ending (after a space) are encoded separately, and the loss is over the ending's
+    tokens only. Sequences longer than the context length are truncated on the left.
 
     Raises:
-        UserError: as `evaluate_hellaswag`.
+        UserError: see `evaluate_hellaswag`.
     """
     _check_inputs(model, tokenizer, examples, bos)
     score = compile_function(lambda x, y, mask: (token_losses(model(x), y) * mask).sum(axis=1))
@@ -168,7 +167,7 @@ def ending_losses(
         batch_size = min(len(bucket), max(1, BATCH_TOKENS // (NUM_ENDINGS * length)))
         for start in range(0, len(bucket), batch_size):
             batch = bucket[start : start + batch_size]
-            # One shape for each bucket: where the last batch is not full, rows are all padding.
+            # The last batch is padded to the same shape, to avoid another compilation.
             arrays = _pad_batch(batch, batch_size, length)
             losses = np.array(score(*map(mx.array, arrays))).reshape(batch_size, NUM_ENDINGS)
             if not np.isfinite(losses).all():
@@ -186,7 +185,7 @@ def ending_losses(
 
 
 class _TokenizedExample(NamedTuple):
-    """The ids of an example's context with each ending, and how many of the last are predicted."""
+    """Ids of an example's context with each ending, and the number of scored tokens at the end."""
 
     example_index: int
     ids: list[list[int]]
@@ -194,13 +193,13 @@ class _TokenizedExample(NamedTuple):
     truncated: bool
 
 
-BUCKET_TOKENS = 32  # sequences are padded to a multiple of this
+BUCKET_TOKENS = 32  # sequence lengths are padded to a multiple of this
 
 
 def _bucket_by_length(
     block_size: int, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
 ) -> dict[int, list[_TokenizedExample]]:
-    """The examples by their padded length, the shortest first."""
+    """Tokenize the examples and group them by padded length, shortest first."""
     buckets = defaultdict(list)
     for example_index, example in enumerate(examples):
         tokenized = _tokenize_example(example_index, example, block_size, tokenizer, bos)
@@ -220,7 +219,7 @@ def _tokenize_example(
     context = [*([] if bos is None else [bos]), *tokenizer.encode(example.context).tolist()]
     endings = [tokenizer.encode(" " + ending).tolist() for ending in example.endings]
     full_ids = [context + ending for ending in endings]
-    # The last id is only predicted, so that one more than the block fits.
+    # block_size + 1 ids fit, as the last one is only a target.
     ids = [sequence[-block_size - 1 :] for sequence in full_ids]
     token_counts = [
         min(len(ending_ids), len(clipped) - 1)
@@ -232,9 +231,7 @@ def _tokenize_example(
 def _pad_batch(
     examples: Sequence[_TokenizedExample], batch_size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(inputs, targets, mask), each [batch_size · 4, length]; padding is at the end, where nothing
-    before it looks.
-    """
+    """Make (inputs, targets, mask), each [batch_size · 4, length], padded on the right."""
     inputs, targets = np.zeros((2, batch_size * NUM_ENDINGS, length), dtype=np.int32)
     mask = np.zeros((batch_size * NUM_ENDINGS, length), dtype=np.float32)
     rows = [
@@ -252,7 +249,7 @@ def _pad_batch(
 def _check_inputs(
     model: GPT, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
 ) -> None:
-    """Refuse inputs that would give no result, or a wrong one."""
+    """Raise UserError if there are no examples, or the tokenizer or model does not fit them."""
     if not examples:
         raise UserError(
             "there are no HellaSwag examples", "use a file that has examples, and a limit above 0."
@@ -266,7 +263,7 @@ def _check_inputs(
     if isinstance(tokenizer, CharTokenizer):
         texts = (text for example in examples for text in (example.context, *example.endings))
         try:
-            tokenizer.encode("".join({" "}.union(*texts)))  # all at once, so that all are named
+            tokenizer.encode("".join({" "}.union(*texts)))  # one call, to report all characters
         except UserError as error:
             raise UserError(
                 f"HellaSwag has characters that this model's tokenizer lacks: {error.problem}",
@@ -275,20 +272,20 @@ def _check_inputs(
 
 
 def _standard_error(proportion: float, n: int) -> float:
-    """Standard error of a share of n independent cases."""
+    """Standard error of a proportion over n independent examples."""
     return math.sqrt(proportion * (1 - proportion) / n)
 
 
 REPO = "rowanz/hellaswag"
 VALIDATION_URL = f"https://raw.githubusercontent.com/{REPO}/master/data/{VALIDATION_FILE}"
-VALIDATION_BYTES = 12_246_618  # of 10,042 lines
+VALIDATION_BYTES = 12_246_618  # 10,042 lines
 
 
 def _load_validation_file() -> bytes:
-    """The validation split's file, from the cache or from where it is published.
+    """Read the validation split from the cache, or download it.
 
     Raises:
-        UserError: if it could not be downloaded.
+        UserError: if the download fails.
     """
     with contextlib.suppress(OSError, ValueError, http.DownloadError):
         return _verify_sha256(
@@ -298,7 +295,7 @@ def _load_validation_file() -> bytes:
     logger.info(f"downloading HellaSwag ({VALIDATION_BYTES / 1e6:.0f} MB) from {host}")
     try:
         content = _verify_sha256(http.download_bytes(VALIDATION_URL, max_bytes=VALIDATION_BYTES))
-    except Exception as error:  # whatever the transport raises
+    except Exception as error:  # transports raise many types
         raise UserError(
             f"HellaSwag could not be downloaded ({host}: {http.describe_download_error(error)})",
             f"check the connection; or download {VALIDATION_FILE} yourself and pass its path.",
@@ -316,7 +313,7 @@ VALIDATION_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c9
 
 
 def _verify_sha256(content: bytes) -> bytes:
-    """`content` itself, if it is the validation split."""
+    """Return `content` if it is the validation split, else raise DownloadError."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != VALIDATION_SHA256:
         raise http.DownloadError(f"unexpected content, sha256 {digest[:8]}…")
@@ -324,13 +321,13 @@ def _verify_sha256(content: bytes) -> bytes:
 
 
 def _read_up_to(path: Path, max_bytes: int) -> bytes:
-    """A file's first `max_bytes` + 1 bytes: the last one shows that it is too long."""
+    """Read the first `max_bytes` + 1 bytes, the last of which shows that a file is too large."""
     with files.add_filename_to_errors(path), path.open("rb") as file:
         return file.read(max_bytes + 1)
 
 
 def _parse_examples(content: bytes, name: str) -> list[HellaSwagExample]:
-    """The examples of JSON lines; raises UserError naming the first line that is none."""
+    """Parse JSON lines; raises UserError with the number of the first invalid line."""
     examples = []
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
@@ -355,7 +352,7 @@ def _parse_example(line: bytes, location: str) -> HellaSwagExample:
         raise format_error("has no valid 'ctx': it must be a non-empty string")
     if not isinstance(endings, list) or [type(ending) for ending in endings] != [str] * NUM_ENDINGS:
         raise format_error(f"has no valid 'endings': it must be a list of {NUM_ENDINGS} strings")
-    # The test split's labels are secret.
+    # The labels of the test split are not public.
     if type(label) is not int or label not in range(NUM_ENDINGS):
         raise format_error("has no valid 'label': it must be an integer from 0 to 3")
     return HellaSwagExample(normalize_text(context), tuple(map(normalize_text, endings)), label)

@@ -1,4 +1,4 @@
-"""Loss and bits per byte over a split, or a fixed sample of it."""
+"""Loss and bits per byte of a model over a dataset, or over a fixed sample of it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ EvalStep = execution.PerThreadFunction[mx.array]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text.
+    """Loss of a model over a dataset.
 
     Attributes:
-        loss: nats per token.
-        bits_per_byte: all nats / ln 2 / UTF-8 bytes of the text, comparable between tokenizers.
+        loss: mean cross-entropy, nats per token.
+        bits_per_byte: total loss in bits / UTF-8 bytes of the text; comparable between tokenizers.
         perplexity: e^loss.
-        tokens: how many were predicted.
+        tokens: number of predicted tokens.
     """
 
     loss: float
@@ -42,12 +42,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """A text to evaluate on.
+    """A dataset to evaluate on.
 
     Attributes:
-        tokens: its ids.
-        tokenizer: what encoded them.
-        bos: the token that the model's texts begin with; None if they begin without one.
+        tokens: token ids of the text.
+        tokenizer: tokenizer that encoded them.
+        bos: start token of the model's texts; None if they have none.
     """
 
     tokens: TokenArray
@@ -56,21 +56,21 @@ class EvalDataset:
 
 
 class Evaluator:
-    """Evaluates one model on one text again and again, with one compiled step.
+    """Evaluates a model repeatedly on the same dataset.
 
-    The text is cut into windows of the training block that do not overlap; the last one is padded
-    and masked, so that every token but the first is predicted once (and the first too, if texts
-    begin with `bos`). No dropout and no random numbers: training is not touched.
+    The ids are split into non-overlapping windows of block_size tokens, the last one padded and
+    masked. Every token but the first is predicted once (with `bos` the first too). Uses no dropout
+    and no random numbers, so evaluation does not affect training.
 
     Attributes:
-        tokens: how many are predicted.
+        tokens: number of predicted tokens.
 
     Args:
-        step: the compiled evaluation step, see `compile_eval_step`.
-        batch_size: windows at a time, over all threads.
-        limit: about how many tokens to predict, in windows spread evenly over the text, always the
-            same; default: all.
-        group: processes that evaluate together, each some of the batches.
+        step: compiled evaluation step, see `compile_eval_step`.
+        batch_size: windows per batch, over all threads.
+        limit: approximate number of tokens to predict, in a fixed set of windows spread evenly over
+            the dataset; default: all.
+        group: processes that share the batches.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class Evaluator:
         self._step = step
 
     def __call__(self) -> Evaluation:
-        """Evaluate the model as it is now."""
+        """Evaluate the model with its current parameters."""
         parameters = self._model.parameters()
         batches = islice(self._batches(), self._group.rank, None, self._group.size)
         step_args = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
         pending: list[mx.array] = []
         while batch_args := list(islice(step_args, execution.thread_count())):
-            # The device has the next batches before the last ones are waited for.
+            # Submit the next batches before waiting for the previous ones.
             losses = self._step(batch_args)
             mx.async_eval(losses)
             total += sum(map(float, pending))
@@ -135,7 +135,7 @@ class Evaluator:
         return Evaluation(loss, bits, perplexity, self.tokens)
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(inputs, targets, mask), each [B, T], of one shape; rows beyond the last are masked."""
+        """Yield (inputs, targets, mask), each [B, T]; the last batch is padded and masked."""
         B, T = self._rows_per_thread, self._block_size
         for first in range(0, len(self._starts), B):
             inputs, targets = np.zeros((2, B, T), dtype=np.int32)
@@ -149,12 +149,12 @@ class Evaluator:
 
 
 def compile_eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
-    """The compiled evaluation step of a model: one for each thread; see `losses.make_eval_step`."""
+    """Compile a model's evaluation step, once per thread; see `losses.make_eval_step`."""
     return execution.PerThreadFunction(lambda: make_eval_step(model, dtype))
 
 
 def evaluate_run(run: Run, model: GPT, tokens: TokenArray) -> Evaluation:
-    """Loss of a run's model over some tokens."""
+    """Compute the loss of a run's model over a token array."""
     t = run.config.train
     dataset = EvalDataset(tokens, run.tokenizer, run.bos)
     step = compile_eval_step(model, getattr(mx, t.dtype))

@@ -1,5 +1,5 @@
-"""Sample quality: metrics of generated texts, of held-out ones and of two controls, all measured by
-text_metrics.py.
+"""Sample quality: metrics of generated texts, compared with held-out texts and two controls. The
+metrics are in text_metrics.py.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ from mlxgpt.utils.seeds import derive_seed
 logger = logging.getLogger(__name__)
 
 MAX_STORY_TOKENS = 500
-WINDOW_TOKENS = 1000  # length of each text where there are no stories
+WINDOW_TOKENS = 1000  # length of each text in data without end-of-text
 
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """Metrics of a model's texts, of held-out texts and of two controls.
+    """Metrics of a model's samples, of held-out texts and of two controls.
 
     Attributes:
-        prompt: what the model's texts began with.
-        temperature, seed: how they were drawn.
-        columns: for `model`, `real`, `shuffled words` and `n-gram`: metric -> value, None where
-            it does not apply.
-        order_preference: share of held-out stories that the model finds likelier than the same
-            sentences in another order; None where there are no stories.
-        texts: the model's.
+        prompt: prompt of the samples.
+        temperature, seed: sampling parameters of the samples.
+        columns: `model`, `real`, `shuffled words` and `n-gram`, each a map from metric to value, or
+            None if the metric does not apply.
+        order_preference: see `text_metrics.order_preference`; None without stories.
+        texts: the samples.
     """
 
     prompt: str
@@ -53,7 +52,7 @@ class SampleQuality:
 
 
 STORY_PROMPT = "Once upon a time"
-NGRAM_TRAINING_BYTES = 2_000_000  # of the training text, for the n-gram control
+NGRAM_TRAINING_BYTES = 2_000_000  # of training text for the n-gram control
 
 
 def measure_sample_quality(
@@ -63,7 +62,7 @@ def measure_sample_quality(
     *,
     seed: int = 0,
 ) -> SampleQuality:
-    """Generate texts, take as many held-out ones and two controls, and measure all of them.
+    """Generate samples, and measure them along with as many held-out texts and two controls.
 
     Raises:
         UserError: if the validation text is too short.
@@ -86,7 +85,7 @@ def measure_sample_quality(
         seed=derive_seed(seed, "appraisal") >> 1,
     )
     compiled = CompiledModel(model, tokenizer.vocab_size)
-    bos = tokenizer.end_of_text  # in training, each document follows one
+    bos = tokenizer.end_of_text  # each training document follows one
     generated = generate_texts(compiled, tokenizer, [prompt], sampling, bos=bos)
     logger.info("scanning the training text")
     ngram_corpus = "".join(_decode_training_text(dataset.train, tokenizer, NGRAM_TRAINING_BYTES))
@@ -125,8 +124,8 @@ SCORING_BATCH_SIZE = 20
 
 
 def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
-    """Log-likelihood of each text in nats, from its beginning to its end-of-text; a text that is
-    longer than the block is cut.
+    """Log-likelihood of each text in nats, including its end-of-text token. Texts longer than the
+    block size are truncated.
     """
     T = model.config.block_size
     eot_id = tokenizer.end_of_text
@@ -140,7 +139,7 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
             [eot_id, *tokenizer.encode(text), eot_id]
             for text in texts[start : start + SCORING_BATCH_SIZE]
         ]
-        ids = np.zeros((SCORING_BATCH_SIZE, T + 1), dtype=np.int32)  # one shape, so one trace
+        ids = np.zeros((SCORING_BATCH_SIZE, T + 1), dtype=np.int32)  # one shape: compiled once
         mask = np.zeros((SCORING_BATCH_SIZE, T), dtype=np.float32)
         for n, row in enumerate(rows):
             ids[n, : len(row)] = row[: T + 1]
@@ -151,14 +150,14 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
 
 
 NUM_STORIES = 100
-NUM_WINDOWS = 20  # texts where there are no stories
+NUM_WINDOWS = 20  # texts in data without end-of-text
 
 
 def _sample_held_out(
     tokens: TokenArray, tokenizer: Tokenizer, seed: int
 ) -> Iterator[tuple[str, bool]]:
-    """Some of the validation text: documents, or windows where there is but one; no longer than
-    the model's texts may be, each with whether it is whole.
+    """Yield (text, is_complete) of random validation documents, truncated to the maximum length of
+    a sample; of consecutive windows if the tokenizer has no end-of-text.
     """
     ids = np.asarray(tokens.ids)
     if tokenizer.end_of_text is None:
@@ -175,13 +174,13 @@ def _sample_held_out(
         yield tokenizer.decode(document_ids[:MAX_STORY_TOKENS]), is_complete
 
 
-DECODE_CHUNK_TOKENS = 1 << 18  # decoded at a time
+DECODE_CHUNK_TOKENS = 1 << 18  # tokens decoded at a time
 
 
 def _decode_training_text(
     tokens: TokenArray, tokenizer: Tokenizer, max_bytes: int | None = None
 ) -> Iterator[str]:
-    """The training text in pieces that end between words, a NUL after each document."""
+    """Yield the training text in chunks that end between words, with a NUL after each document."""
     vocab_bytes = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     if tokenizer.end_of_text is not None:
         vocab_bytes[tokenizer.end_of_text] = NUL.encode()

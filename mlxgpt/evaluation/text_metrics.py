@@ -1,7 +1,7 @@
-"""Metrics of text quality, and two controls that must measure worse than real texts.
+"""Metrics of text quality, and two control texts that should score worse than real texts.
 
-Each metric tells real stories from at least one control, words in random order or texts of a
-character 5-gram model; what tells them from neither says nothing about a text, and is not here.
+The controls are shuffled words and samples from a character 5-gram model. Each metric distinguishes
+real stories from at least one of them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of texts.
+    """A metric of text quality.
 
     Attributes:
-        name: short, and the key in what `compute_metrics` returns.
-        better: which values are better; "like real" where both less and more are worse.
-        is_fraction: whether it lies between 0 and 1 and reads best as a percentage.
-        description: one line.
+        name: short name, and key in the result of `compute_metrics`.
+        better: direction of better values; "like real": close to the value of held-out texts.
+        is_fraction: whether values are between 0 and 1 and shown as percentages.
+        description: explanation in one line.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Metric:
     description: str
 
 
-METRICS = (  # in the order of a table
+METRICS = (  # in table order
     Metric("complete sentences", "higher", True, "from a capital letter to a period, ! or ?"),
     Metric("complete sentences per story", "like real", False, "median over all samples"),
     Metric(
@@ -59,11 +59,11 @@ METRICS = (  # in the order of a table
 
 @dataclass(frozen=True)
 class TrainingOverlap:
-    """The words and 8-grams of some texts that occur in the training text.
+    """Words and word 8-grams of some texts that also occur in the training text.
 
     Attributes:
-        words: those that occur, as `split_words` gives them.
-        eight_grams: the runs of eight words that occur.
+        words: words as returned by `split_words`.
+        eight_grams: tuples of eight consecutive words.
     """
 
     words: frozenset[bytes]
@@ -71,15 +71,15 @@ class TrainingOverlap:
 
     @classmethod
     def scan(cls, texts: Iterable[str], pieces: Iterable[str]) -> TrainingOverlap:
-        """Read the training text once.
+        """Scan the training text once for words and 8-grams of `texts`.
 
-        Memory grows with the texts and the longest piece only.
+        Memory depends only on `texts` and the longest piece.
 
         Args:
-            texts: all that will be measured; of other texts nothing will be known.
-            pieces: the training text, cut between words.
+            texts: all texts that will be measured.
+            pieces: the training text, split between words.
         """
-        word_ids: dict[bytes, int] = {}  # 0 is every word that the texts do not have
+        word_ids: dict[bytes, int] = {}  # from 1; 0: any word that is not in `texts`
         eight_grams: dict[int, tuple[bytes, ...]] = {}  # by hash
         for text in texts:
             text_words = split_words(text)
@@ -89,7 +89,7 @@ class TrainingOverlap:
             hashes = _hash_eight_grams(text_ids)
             eight_grams.update(zip(hashes.tolist(), _ngrams(text_words, 8), strict=True))
 
-        # Most of the training text's hashes are none of these; their upper bits say so at once.
+        # A filter on the upper 22 bits quickly rejects most hashes of the training text.
         shift = np.uint64(64 - 22)
         hash_filter = np.zeros(1 << 22, dtype=np.bool_)
         hash_filter[np.array(list(eight_grams), dtype=np.uint64) >> shift] = True
@@ -115,12 +115,12 @@ class TrainingOverlap:
 def compute_metrics(
     texts: Sequence[str], overlap: TrainingOverlap | None, ended: Sequence[bool] | None = None
 ) -> dict[str, float | None]:
-    """Each metric's value over all texts together; None where it cannot be said.
+    """Compute all metrics over a set of texts; None for metrics that are not available.
 
     Args:
-        texts: stories, or windows of a text that has none.
-        overlap: from a scan that had these texts; without it two metrics are None.
-        ended: which texts ended by themselves.
+        texts: stories, or windows of a text without stories.
+        overlap: result of a scan that included these texts; without it two metrics are None.
+        ended: for each text, whether it ended before the maximum length.
     """
     words_by_text = [split_words(text) for text in texts]
     all_words = [word for text_words in words_by_text for word in text_words]
@@ -144,14 +144,14 @@ def compute_metrics(
 def order_preference(
     stories: Sequence[str], log_likelihood: Callable[[Sequence[str]], Sequence[float]], seed: int
 ) -> float | None:
-    """How often a model finds a real story likelier than its sentences in another order.
+    """Share of real stories that a model finds more likely than the same sentences in random order.
 
-    A model that sees no connection between sentences comes to a half. Stories of fewer than three
-    different sentences are left out; None if there is no other.
+    0.5 for a model that ignores the order of sentences. Stories with fewer than three distinct
+    sentences are skipped; None if no story is left.
 
     Args:
-        log_likelihood: of each text, in nats, summed over it. It is called once.
-        seed: of the other orders.
+        log_likelihood: returns the total log-likelihood of each text, in nats; called once.
+        seed: seed of the random orders.
     """
     stories = [story.strip() for story in stories if len(set(split_sentences(story))) >= 3]
     if not stories:
@@ -171,7 +171,7 @@ def order_preference(
 
 
 def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
-    """The control that has the right words: each text's in random order, its white space kept."""
+    """Control with real words: shuffle the words of each text, keeping its whitespace."""
 
     def shuffle_text(n: int, text: str) -> str:
         random = Random(derive_seed(seed, "shuffled words", n)).random
@@ -181,18 +181,18 @@ def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     return [shuffle_text(n, text) for n, text in enumerate(texts)]
 
 
-NGRAM_ORDER = 5  # a character given the four before it
+NGRAM_ORDER = 5  # predicts a character from the previous four
 
 
 def sample_ngram_texts(training_text: str, lengths: Sequence[int], seed: int) -> list[str]:
-    """The control that has the right letters: texts of a character 5-gram model.
+    """Control with real letter sequences: sample texts from a character 5-gram model.
 
     Args:
-        training_text: a few megabytes; `<|endoftext|>`, or a NUL, stands between documents.
-        lengths: one text is drawn for each. It ends where a document would, and is then shorter,
-            or else at this many characters.
+        training_text: a few megabytes, with `<|endoftext|>` or NUL between documents.
+        lengths: maximum length of each text in characters; a text ends earlier if the end of a
+            document is sampled.
     """
-    next_characters: defaultdict[str, list[str]] = defaultdict(list)  # each as often as it occurs
+    next_characters: defaultdict[str, list[str]] = defaultdict(list)  # with repetitions
     context_length = NGRAM_ORDER - 1
     documents = training_text.replace(END_OF_TEXT, NUL).split(NUL)
     for document in filter(None, map(str.strip, documents)):
@@ -218,23 +218,23 @@ _LETTER_TABLE = bytes(n if n > 127 or chr(n).isalnum() else ord(" ") for n in ra
 
 
 def split_words(text: str) -> list[bytes]:
-    """A text's words in lower case and UTF-8, without punctuation; "don't" is `dont`.
+    """Split a text into lower-case words in UTF-8, without punctuation; "don't" becomes `dont`.
 
-    Bytes, since splitting gigabytes of them is several times as fast.
+    Returns bytes, because splitting bytes is several times faster than splitting str.
     """
     for mark in "“”‘…–—":
         text = text.replace(mark, " ")
     return text.replace("’", "").lower().encode().translate(_LETTER_TABLE, b"'").split()
 
 
-# After . ! ? (after a quote not before `he said`) and at empty lines; verses break lines anywhere.
+# After . ! ? (but not in `"Hi!" he said`) and at empty lines; verses break lines anywhere.
 _SENTENCE_BREAK = re.compile(
     r"""((?<=[.!?])(?<!\b[DM]r\.)(?<!\bMrs\.)\s+|(?<=[.!?]["”')])\s++(?![a-z])|\n\s*\n\s*)"""
 )
 
 
 def split_sentences(text: str) -> list[str]:
-    """The text's sentences, complete or not."""
+    """Split a text into sentences, complete or not."""
     return [part for part in _SENTENCE_BREAK.split(text.strip())[::2] if part]
 
 
@@ -253,11 +253,11 @@ def _overlap_fraction(training_items: frozenset[Any], items: Sequence[Any]) -> f
     return _fraction(sum(item in training_items for item in items), len(items))
 
 
-DISTINCT_WINDOW_WORDS = 1000  # of more words, fewer n-grams are distinct
+DISTINCT_WINDOW_WORDS = 1000  # fixed, as the share of distinct n-grams falls with length
 
 
 def _distinct_trigrams(words: Sequence[bytes]) -> float | None:
-    """The mean over each thousand words, so that more texts do not look more repetitive."""
+    """Share of distinct word 3-grams, averaged over windows of 1,000 words."""
     starts = range(0, len(words) - DISTINCT_WINDOW_WORDS + 1, DISTINCT_WINDOW_WORDS)
     trigram_windows = (
         list(_ngrams(words[start : start + DISTINCT_WINDOW_WORDS], 3)) for start in starts
@@ -266,7 +266,7 @@ def _distinct_trigrams(words: Sequence[bytes]) -> float | None:
     return statistics.mean(fractions) if fractions else None
 
 
-# An opening mark is before a word, a closing one after it.
+# An opening quote comes before a word, a closing quote after one.
 _BALANCED_QUOTES = re.compile(
     r"""([^"“”]*(?<![^\s(—-])["“](?=\S)[^"“”]*(?<=\S)["”](?!\w))*[^"“”]*"""
 )
@@ -282,7 +282,9 @@ _NAME_PATTERN = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")  # within a sentence and
 
 
 def _recurring_names_fraction(texts: Sequence[str]) -> float | None:
-    """A name has a capital within a sentence, and its text never has it without."""
+    """Share of names used more than once in their text. A name is a word that is capitalized within
+    a sentence, and never in lower case in the same text.
+    """
     uses = []
     for text in texts:
         text_words = re.findall("[A-Za-z]+", text)
@@ -299,14 +301,14 @@ def _grammar_errors(texts: Sequence[str], word_count: int) -> float | None:
     return 100 * errors / word_count
 
 
-# Harper's other groups are about taste, spelling or other metrics, and take most of its time.
+# Harper's other groups check style, spelling or other metrics, and take most of its time.
 _GRAMMAR_GROUPS = {"Grammar and Agreement", "Pronouns and Possession"}
-_EXTRA_GRAMMAR_RULES = {"AnA", "RepeatedWords"}  # in groups that are not all grammar
+_EXTRA_GRAMMAR_RULES = {"AnA", "RepeatedWords"}  # grammar rules in other groups
 
 
 @functools.cache
 def _load_linter() -> Linter | None:
-    """Harper, which takes a second to load; None if it is not installed."""
+    """Load the grammar checker Harper (takes 1 s); None if it is not installed."""
     try:
         from harper import Linter
     except ImportError:
@@ -330,7 +332,7 @@ def _ngrams(words: Sequence[bytes], n: int) -> Iterator[tuple[bytes, ...]]:
 
 
 def _hash_eight_grams(word_ids: np.ndarray) -> np.ndarray:
-    """The hash of each run of eight words: 64 bits, so that no two of them collide."""
+    """64-bit hash of each run of eight words, long enough to make collisions unlikely."""
     count = max(0, len(word_ids) - 7)
     hashes = np.zeros(count, dtype=np.uint64)
     for start in range(8):
@@ -339,5 +341,5 @@ def _hash_eight_grams(word_ids: np.ndarray) -> np.ndarray:
 
 
 def _shuffle_stably(items: Sequence[str], random: Callable[[], float]) -> list[str]:
-    # Not random.shuffle: of Python's generator only random() stays the same between versions.
+    # Not random.shuffle: Python guarantees stability across versions for random() only.
     return sorted(items, key=lambda _: random())

@@ -1,1 +1,1 @@
-"""Comparing variants of a training run, paired by seed, with confidence intervals."""
+"""Compare variants of a training run, paired by seed, with confidence intervals."""

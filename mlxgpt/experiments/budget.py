@@ -1,4 +1,4 @@
-"""How long each variant may train: in time, tokens or steps."""
+"""Training budget of each variant: time, tokens or steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of `steps`, `tokens` or `seconds` of training."""
+    """A training budget in `steps`, `tokens` or `seconds`."""
 
     amount: float
     unit: str
 
     def steps(self, config: Config, step_seconds: float) -> int:
-        """How many steps of a config fit into it, at least one."""
+        """Number of steps of a config that fit into the budget, at least 1."""
         step_sizes = {"steps": 1, "tokens": config.tokens_per_step, "seconds": step_seconds}
         return max(1, round(self.amount / step_sizes[self.unit]))
 
@@ -28,10 +28,10 @@ SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as it is written: 5m, 90s, 1h; 10Mtokens, 500ktokens; 2000steps.
+    """Parse a budget: 5m, 90s, 1h; 10Mtokens, 500ktokens; 2000steps.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: if it has none of these forms.
     """
     match = BUDGET_PATTERN.fullmatch(text.strip())
     if not match or (match[2] and match[3] in SECONDS_PER_UNIT) or float(match[1]) == 0:

@@ -1,4 +1,4 @@
-"""The command `compare`: from its arguments to variants, and from a record to files."""
+"""The function behind `mlxgpt compare`: resolves the variants, compares them, writes the result."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def compare(
     callbacks: Sequence[CompareCallback] = (),
     **settings: Any,
 ) -> ComparisonRecord:
-    """Train variants side by side, paired by seed, and say which is better, with its error.
+    """Train variants with the same seeds, and report which is better, with confidence intervals.
 
-    They are judged by bits per byte on the end of the training text, which is held out from all
-    of them. What was trained once, in runs/compare, is not trained again. The result is also
-    written to runs/compare/NAME.
+    Variants are judged by bits per byte on the end of the training data, which is held out from all
+    of them. Runs that are already in runs/compare are reused. The result is also written to
+    runs/compare/NAME.
 
     Args:
-        variants: TOML files, or names of ours; the first is what the others are compared with.
-            Or instead:
-        vary: a field and its values, `dropout=0,0.1,0.2`, of a `tier` or a `config`.
-        budget: how long each trains: `5m`, `10Mtokens` or `2000steps`.
-        seeds: of each variant; default: 3, and at most 20 with `until_decided`.
-        until_decided: add seeds until the interval leaves 0, or reaches less than `min_effect` bits
-            per byte to either side.
-        on_validation: judge on the validation text instead, and note that it was looked at.
-        name: of its folder; default: from the variants and the budget.
+        variants: TOML files, or names of built-in configs; the first is the baseline. Instead of
+            variants, pass:
+        vary: a field and its values, such as `dropout=0,0.1,0.2`, for a `tier` or a `config`.
+        budget: training length of each run: `5m`, `10Mtokens` or `2000steps`.
+        seeds: number of seeds per variant; default: 3, or up to 20 with `until_decided`.
+        until_decided: add seeds until the interval excludes 0, or its half-width is below
+            `min_effect` bits per byte.
+        on_validation: judge on the validation split instead, and record that it was used.
+        name: name of the result's folder; default: from the variants and the budget.
         callbacks: receive the events of the comparison, in order; see experiments/runner.py.
-        settings: any field of the config, for all variants; `source`: the text.
+        settings: any config fields, for all variants; `source` is the dataset.
     """
     parsed_budget = parse_budget(budget)
     label, configs = _resolve_configs(variants, vary, tier, config, settings)
@@ -80,11 +80,11 @@ def compare(
     return record
 
 
-DEFAULT_SEEDS = 3  # of each variant
+DEFAULT_SEEDS = 3  # per variant
 
 
 def _resolve_seeds(seeds: int | None, until_decided: bool, min_effect: float | None) -> int:
-    """How many seeds each variant gets, at most; raises UserError for invalid values."""
+    """Maximum number of seeds per variant; raises UserError for invalid values."""
     if min_effect is not None and not (until_decided and 0 < min_effect < math.inf):
         raise UserError(
             f"--min-effect {min_effect} is not a valid difference",
@@ -99,7 +99,7 @@ def _resolve_seeds(seeds: int | None, until_decided: bool, min_effect: float | N
 
 
 def _check_folder_name(name: str) -> str:
-    """`name`, if a folder in runs/compare may have it."""
+    """Return `name`; raises UserError if it is not valid for a folder in runs/compare."""
     if name != Path(name).name or name in ("", ".", "..", RUNS_FOLDER) or not name.isprintable():
         raise UserError(f"--name {name} is not a valid folder name", "choose another --name.")
     return name
@@ -112,7 +112,7 @@ def _resolve_configs(
     config: PathLike | Config | None,
     settings: dict[str, Any],
 ) -> tuple[str, dict[str, Config]]:
-    """A name for the comparison, and the configs by theirs."""
+    """Name of the comparison, and the configs by variant name."""
     if vary_spec:
         if variants:
             raise UserError("config files and --vary cannot be combined", "use one of them.")
@@ -141,7 +141,7 @@ def _resolve_configs(
 def _prepare_variants(
     configs: dict[str, Config], data_dir: Path, callbacks: Sequence[CompareCallback]
 ) -> list[Variant]:
-    """The configs with their data. Data that several share is opened and verified once."""
+    """The variants with their datasets; a dataset that several use is opened and verified once."""
     progress = CallbackList(callbacks).on_prepare
     datasets: dict[tuple[DataConfig, int], tuple[Dataset, Dataset]] = {}
     for config in configs.values():
@@ -157,8 +157,8 @@ def _prepare_variants(
 
 
 def write_comparison_files(record: ComparisonRecord, folder: Path) -> tuple[Path, Path]:
-    """Write a record as JSON and as Markdown; their paths. What was judged on the validation text
-    has names of its own.
+    """Write a record as JSON and Markdown, and return both paths. Results on the validation split
+    have separate file names.
     """
     name = record.name + "-final" * (record.judged_on == "validation")
     json_path, markdown_path = folder / f"{name}.json", folder / f"{name}.md"

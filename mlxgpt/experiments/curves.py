@@ -1,4 +1,4 @@
-"""Learning curves of trainings, and how much sooner one reaches what another ends with."""
+"""Learning curves of runs, and the speedup of one run over another."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mlxgpt.storage.run import Run
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Bits per byte at each evaluation of a training.
+    """Bits per byte at each evaluation of a run.
 
     Attributes:
-        steps, tokens, seconds: of training until then; evaluating, saving and compiling take time
-            too, and are not counted.
-        bits_per_byte: on the text that it is judged by.
-        tokens_per_second: the median of all intervals.
+        steps, tokens, seconds: of training until the evaluation; seconds exclude evaluation,
+            checkpoints and compilation.
+        bits_per_byte: on the held-out data.
+        tokens_per_second: median over all log intervals.
     """
 
     steps: list[int]
@@ -32,17 +32,17 @@ class LearningCurve:
 
     @property
     def final_bits_per_byte(self) -> float:
-        """Bits per byte at its end; infinite where the loss was not finite."""
+        """Bits per byte at the last evaluation; infinite if the loss was not finite."""
         return self.bits_per_byte[-1]
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times sooner a variant is where the first one ends; below 1, how much later.
+    """Speedup of a variant in reaching the baseline's final loss; below 1 if it is slower.
 
     Attributes:
-        ratio: the geometric mean over the seeds.
-        low, high: its 95 % interval; None from one seed.
+        ratio: geometric mean over the seeds.
+        low, high: 95% confidence interval; None with one seed.
     """
 
     ratio: float
@@ -51,12 +51,12 @@ class Speedup:
 
 
 def build_learning_curve(run: Run) -> LearningCurve:
-    """The curve of a training, from its metrics."""
+    """Build the learning curve of a run from its metrics."""
     tokens_per_step = run.config.tokens_per_step
     records = list(run.metrics())
     rates = [record["tokens_per_second"] for record in records]
     median_rate = statistics.median([rate for rate in rates if rate] or [math.nan])
-    # The first interval includes compiling, and one that was logged later has no speed.
+    # The first interval includes compilation, and some records have no speed.
     rates = [median_rate, *(rate or median_rate for rate in rates[1:])]
     learning_curve = LearningCurve([], [], [], [], median_rate)
     step, seconds = 0, 0.0
@@ -75,20 +75,20 @@ def build_learning_curve(run: Run) -> LearningCurve:
 def compute_speedup(
     curve_pairs: Sequence[tuple[LearningCurve, LearningCurve]], axis: str
 ) -> Speedup | None:
-    """How many times sooner the other reaches what the first ends with, seed by seed; where it
-    never does, how many times sooner the first reaches what the other ends with, turned round.
+    """Mean speedup of a candidate in reaching the baseline's final loss. For a seed where it never
+    reaches that loss, the inverse of the baseline's speedup to the candidate's final loss counts.
 
     Args:
-        curve_pairs: of each seed, the first's curve and the other's.
+        curve_pairs: (baseline's curve, candidate's curve) for each seed.
         axis: `tokens` or `seconds`.
 
     Returns:
-        None where a pair of curves does not tell.
+        None if the ratio is unknown for any seed.
     """
     log_ratios = []
     for baseline, candidate in curve_pairs:
         ratio = _speedup_ratio(baseline, candidate, axis)
-        if ratio is None or math.isnan(ratio):  # NaN: of a training without a measured speed
+        if ratio is None or math.isnan(ratio):  # NaN: no measured speed
             return None
         log_ratios.append(math.log(ratio))
     if not log_ratios:
@@ -110,13 +110,13 @@ def _speedup_ratio(baseline: LearningCurve, candidate: LearningCurve, axis: str)
 
 
 def _interpolate_crossing(learning_curve: LearningCurve, value: float, axis: str) -> float | None:
-    """Where a curve first comes down to a value, straight lines drawn between its points."""
+    """Where a curve first falls to `value`, with linear interpolation; None if it does not."""
     positions, values = getattr(learning_curve, axis), learning_curve.bits_per_byte
     first_below = next((n for n, v in enumerate(values) if v <= value), None)
     if first_below is None:
         return None
     if first_below == 0:
-        # Where it starts below the value, it crossed before its first evaluation.
+        # A curve that starts below the value crossed it before the first evaluation.
         return positions[0] if values[0] == value else None
     segment = slice(first_below - 1, first_below + 1)
     if math.isinf(values[first_below - 1]):

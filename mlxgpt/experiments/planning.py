@@ -1,4 +1,4 @@
-"""Plan of a comparison, before anything is trained: each variant's steps, time and memory."""
+"""Plan a comparison before training: steps, time and memory of each variant."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class EstimateCache:
-    """Runs the self-check and the first steps of each variant, once."""
+    """Runs the self-check and first steps of each variant once, and keeps the estimates."""
 
     def __init__(self, folder: Path, callback: Callback) -> None:
         self._folder, self._callback = folder, callback
         self._by_name: dict[str, Estimate] = {}
 
     def get(self, variant: Variant) -> Estimate:
-        """The estimate of a variant; raises UserError if it takes more memory than there is."""
+        """Estimate of a variant; raises UserError if it needs more memory than is free."""
         if variant.name not in self._by_name:
             job = TrainJob(variant.config, variant.dataset, self._folder, None, NO_ESTIMATE)
             attempt = partial(check_and_estimate, group=LOCAL_GROUP, callbacks=self._callback)
@@ -53,10 +53,10 @@ class EstimateCache:
 def plan_variants(
     variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: EstimateCache
 ) -> list[Variant]:
-    """The variants, each with a config for its data and as long as its budget.
+    """Fit the config of each variant to its data and to the budget.
 
     Raises:
-        UserError: if one cannot be trained on its data or in this memory, or two are the same.
+        UserError: if a variant cannot be trained on its data or in this memory, or two are equal.
     """
     fitted_variants = [replace(v, config=_fit_config(v)) for v in variants]
     if budget.unit == "seconds":
@@ -77,14 +77,14 @@ def _fit_config(variant: Variant) -> Config:
     return config
 
 
-TIMING_REPEATS = 3  # of each variant; their median counts
+TIMING_REPEATS = 3  # per variant; the median is used
 
 
 def _plan_steps_for_time(
     variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: EstimateCache
 ) -> list[int]:
-    """Steps of each variant that fit into the budget, timed in turns. A comparison that resumes
-    takes those planned before.
+    """Number of steps of each variant that fit into a time budget, timed in turn. A resumed
+    comparison uses its earlier plan.
     """
     keys = [f"{training_key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
     if not set(keys) <= registry.plan.keys():
@@ -99,12 +99,12 @@ def _plan_steps_for_time(
     return [registry.plan[key] for key in keys]
 
 
-MAX_EVALUATIONS, MIN_EVALUATIONS = 20, 5  # points of a curve
-EVAL_COMPUTE_FRACTION = 0.2  # of a training's FLOPs; a forward pass has a third of a step's
+MAX_EVALUATIONS, MIN_EVALUATIONS = 20, 5  # points of a learning curve
+EVAL_COMPUTE_FRACTION = 0.2  # of a run's FLOPs; a forward pass takes a third of a step's
 
 
 def _config_for_steps(variant: Variant, steps: int) -> Config:
-    """A variant's config for `steps` steps, its schedule and its evaluations fitted to them."""
+    """Config of a variant for `steps` steps, with schedule and evaluation interval scaled."""
     config = variant.config
     forward_tokens = 3 * steps * config.tokens_per_step
     evaluations = int(EVAL_COMPUTE_FRACTION * forward_tokens / len(variant.dataset.val.ids))

@@ -1,9 +1,9 @@
-"""The folder `runs/compare`: trained variants, and for each comparison how often it was looked at.
+"""The folder `runs/compare`: runs of all variants, and the registry and result of each comparison.
 
-trainings/KEY/       one run each. The key is the hash of everything that affects its weights: the
-                     config, the seed, the data. So no training is repeated in another comparison
-NAME/ledger.json     one comparison's registry: its plan, how often results were looked at
-NAME/NAME.json, .md  its result
+trainings/KEY/       one run each. The key is a hash of everything that affects its weights: config,
+                     seed and data. Comparisons share these runs, so none is trained twice
+NAME/ledger.json     registry of a comparison: its plan, and how often results were checked
+NAME/NAME.json, .md  result of the comparison
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 REGISTRY_FILE, REGISTRY_FORMAT = "ledger.json", 1
-RUNS_FOLDER = "trainings"  # in runs/compare, with a folder for each training
+RUNS_FOLDER = "trainings"  # in runs/compare, with a folder for each run
 
 
 @dataclass
 class Registry:
-    """The registry of one comparison.
+    """Registry of one comparison.
 
     Attributes:
-        plan: steps of each variant, by its key and the budget, if that is a time.
-        looks: how many seeds there were each time when results were shown.
-        final_looks: how often the validation text was looked at.
-        diverged: keys of the trainings that were given up.
+        plan: number of steps by variant key and budget, for time budgets only.
+        looks: number of seeds each time results were shown.
+        final_looks: how often the validation split was evaluated.
+        diverged: keys of the runs that diverged.
     """
 
     folder: Path
@@ -41,18 +41,18 @@ class Registry:
     diverged: list[str] = field(default_factory=list)
 
     def save(self) -> None:
-        """Write it to its folder."""
+        """Write the registry to its folder."""
         tree = {**asdict(self), "format": REGISTRY_FORMAT}
         del tree["folder"]
         files.write_atomically(self.folder / REGISTRY_FILE, files.dump_checksummed(tree))
 
 
 def open_registry(folder: Path) -> Registry:
-    """The registry of a comparison; empty if there is none yet.
+    """Open the registry of a comparison; empty if there is none yet.
 
     Raises:
-        UserError: if it is damaged.
-        OSError: if it cannot be read.
+        UserError: if the file is damaged.
+        OSError: if the file cannot be read.
     """
     path = folder / REGISTRY_FILE
     try:
@@ -73,14 +73,14 @@ def open_registry(folder: Path) -> Registry:
 
 
 def training_key(config: Config, dataset: Dataset) -> str:
-    """The key of a training: equal keys mean equal weights. Settings at their default are left out,
-    so that keys stay the same when settings are added.
+    """Key of a run: equal keys mean equal weights. Settings at their defaults are omitted, so that
+    keys stay valid when new settings are added.
     """
     defaults = weight_affecting(Config())
     settings = weight_affecting(config)
     non_default = {name: value for name, value in settings.items() if value != defaults[name]}
-    _, name, old_value, new_value = toml.RENAMED_VALUE
-    if non_default.get(name) == new_value:
-        non_default[name] = old_value  # so that older trainings are found
+    for _, name, old_value, new_value in toml.RENAMED_VALUES:
+        if non_default.get(name) == new_value:
+            non_default[name] = old_value  # so that older runs are found
     hashed_fields = {**non_default, "data": dataset.meta.fingerprint}
     return hashlib.sha256(json.dumps(hashed_fields, sort_keys=True).encode()).hexdigest()[:16]

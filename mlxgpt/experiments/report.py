@@ -1,4 +1,4 @@
-"""Renders a comparison as Markdown."""
+"""Render a comparison as Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPARISON_COLUMNS = (
 
 
 def render_comparison(record: ComparisonRecord) -> str:
-    """The whole record as Markdown, without its curves."""
+    """Render a record as Markdown, without its learning curves."""
     separator = ("---",) * len(COMPARISON_COLUMNS)
     rows = [COMPARISON_COLUMNS, separator, *map(format_variant_row, record.variants)]
     sections = [_render_table(rows), *format_notes(record), *_render_runs(record)]
@@ -31,7 +31,7 @@ def render_comparison(record: ComparisonRecord) -> str:
 
 
 def format_variant_row(result: VariantResult) -> list[str]:
-    """A variant's row: one text for each of COMPARISON_COLUMNS."""
+    """Table row of a variant: one cell for each of COMPARISON_COLUMNS."""
     difference, mean = result.difference, result.mean_bits_per_byte
     return [
         result.name,
@@ -86,7 +86,7 @@ def _render_runs(record: ComparisonRecord) -> list[str]:
     header = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "per seed")
     rows = [header, ("---",) * len(header)]
     for result in record.variants:
-        # A training that was resumed for its last step has no speed.
+        # A run that was resumed for its last step has no measured speed.
         run_seconds = [run.curve.seconds[-1] for run in result.trainings if run.curve]
         finite_seconds = [seconds for seconds in run_seconds if math.isfinite(seconds)]
         median_seconds = f"{statistics.median(finite_seconds):,.0f}" if finite_seconds else ""

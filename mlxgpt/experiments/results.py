@@ -1,4 +1,4 @@
-"""Results of a comparison as plain data, which are shown, stored and plotted."""
+"""Results of a comparison as dataclasses, and parsing of their JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunResult:
-    """One training of a variant.
+    """Result of one run of a variant.
 
     Attributes:
-        key: its folder in runs/compare/trainings.
-        bits_per_byte: at its end; infinite where it diverged.
-        curve: on the held-out text; None where it diverged.
+        key: name of its folder in runs/compare/trainings.
+        bits_per_byte: final value; infinite if the run diverged.
+        curve: learning curve on the held-out data; None if the run diverged.
     """
 
     seed: int
@@ -30,13 +30,13 @@ class RunResult:
 
 @dataclass
 class VariantResult:
-    """The results of a variant so far.
+    """Results of a variant so far.
 
     Attributes:
-        changes: the settings in which it differs from the first one: {name: (first's, its)}.
-        parameters, steps, tokens: of each of its trainings.
-        difference, speed_up_tokens, speed_up_seconds: from the first one; None of it itself.
-        verdict: in a word or two; advice: what would tell more, if anything.
+        changes: settings that differ from the baseline: {name: (baseline's, variant's)}.
+        parameters, steps, tokens: of each of its runs.
+        difference, speed_up_tokens, speed_up_seconds: relative to the baseline; None for itself.
+        verdict: one or two words; advice: what would confirm it, or empty.
         closed: whether it gets no more seeds.
     """
 
@@ -55,7 +55,7 @@ class VariantResult:
 
     @property
     def mean_bits_per_byte(self) -> float | None:
-        """The mean over its seeds; None before its first training."""
+        """Mean over the seeds; None before the first run."""
         values = [run_result.bits_per_byte for run_result in self.trainings]
         return sum(values) / len(values) if values else None
 
@@ -66,18 +66,18 @@ class VariantResult:
 
 @dataclass
 class ComparisonRecord:
-    """One comparison.
+    """Record of one comparison.
 
     Attributes:
-        name, budget: as they were given.
-        data: the text, and how many bytes of it were held out.
-        judged_on: `held back` or `validation`.
-        level: how often an interval may miss: 0.05, or less where it is looked at often.
-        sequential: whether seeds were added until it was decided.
-        drift: the slowest and the fastest training's speed, relative to its variant's median.
+        name, budget: as passed by the user.
+        data: name of the dataset; `held_back_bytes` of it are held out from training.
+        judged_on: `held back` for the held-out data, or `validation`.
+        level: significance level of each interval: 0.05, or less in sequential testing.
+        sequential: whether seeds were added until a decision.
+        drift: relative deviation of the slowest and fastest run from its variant's median speed.
         looks, final_looks: see Registry.
-        interrupted: whether trainings are missing.
-        machine: what it was trained on, and with.
+        interrupted: whether runs are missing.
+        machine: device and MLX version.
     """
 
     name: str
@@ -96,10 +96,10 @@ class ComparisonRecord:
 
 
 def parse_comparison_record(text: str) -> ComparisonRecord:
-    """A record from its file's text.
+    """Parse a record from JSON.
 
     Raises:
-        UserError: if it is not a record, or a damaged one.
+        UserError: if it is not a valid record.
     """
     try:
         tree = files.parse_json(text)

@@ -1,6 +1,6 @@
-"""Trains variants in turns, seed by seed, until all seeds are trained or the comparison is decided.
+"""Train the variants of a comparison in turn, until all seeds are trained or it is decided.
 
-Progress goes to callbacks and the log. A training that was done once is not repeated.
+Progress is reported to callbacks and the log. Existing runs are reused.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ logger = logging.getLogger(__name__)
 
 
 class CompareCallback(Callback):
-    """Receives the events of a comparison, and those of each of its trainings."""
+    """Receives the events of a comparison and of each of its runs."""
 
     def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
-        """A training of a variant starts or resumes; `done` of about `total` are finished."""
+        """A run of a variant starts or resumes; `done` of about `total` runs are finished."""
 
     def on_variant_end(self, record: ComparisonRecord) -> None:
-        """A training ended, and the results were judged again."""
+        """A run ended, and the verdicts were updated."""
 
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Name, length and number of seeds of a comparison.
+    """Name, budget and number of seeds of a comparison.
 
     Attributes:
-        seeds: of each variant; with `until_decided`, the most.
-        until_decided: add seeds until the interval excludes 0, or extends less than `min_effect` to
-            either side.
-        final: judge on the validation text, once all is trained.
+        seeds: number per variant; with `until_decided`, the maximum.
+        until_decided: add seeds until the interval excludes 0, or its half-width is below
+            `min_effect`.
+        final: judge on the validation split, after all runs.
     """
 
     name: str
@@ -80,14 +80,14 @@ def run_comparison(
     folder: Path,
     callbacks: Sequence[CompareCallback] = (),
 ) -> ComparisonRecord:
-    """Train the variants, except what was trained before, and judge them.
+    """Train the variants, reusing existing runs, and judge them.
 
     Args:
-        variants: the others are compared with the first.
+        variants: the first is the baseline.
         folder: `runs/compare`.
 
     Raises:
-        UserError: for everything that the user can change.
+        UserError: for any problem that the user can fix.
     """
     check_same_text(variants)
     with files.file_lock(folder / request.name, "comparison"):
@@ -112,7 +112,7 @@ class _Comparison:
         self._alpha = ALPHA
         if request.until_decided:
             self._alpha = sequential.per_look_alpha(max(1, len(variants) - 1), request.seeds)
-        # The settings as they were asked for, before the lengths are planned.
+        # Compare the settings as requested, before planning changes the number of steps.
         changes = [weight_affecting_diff(variants[0].config, v.config) for v in variants]
         self.record = self._new_record(changes)
 
@@ -143,7 +143,7 @@ class _Comparison:
         )
 
     def run(self) -> ComparisonRecord:
-        """Train, judge, and save the registry."""
+        """Train and judge the variants, and save the registry."""
         self._train()
         record = self.record
         if not record.interrupted:
@@ -168,7 +168,7 @@ class _Comparison:
             active = [(variant, result) for variant, result in pairs if not result.closed]
             if len(active) < 2 and seed_index:
                 return  # all are decided
-            # Back and forth, so that a machine that slows down does so for all variants alike.
+            # Alternate the order, so that a slowdown of the machine affects all variants equally.
             for variant, result in active if seed_index % 2 == 0 else active[::-1]:
                 run_result = self._train_variant(variant, first_seed + seed_index)
                 if run_result is None:
@@ -199,7 +199,7 @@ class _Comparison:
         self.record.drift = verdict.speed_drift(results)
 
     def _train_variant(self, variant: Variant, seed: int) -> RunResult | None:
-        """One training, from the registry if it was done before; None if it was interrupted."""
+        """Train a variant with one seed, or reuse its run; None if training was interrupted."""
         config = override_config(variant.config, {"seed": seed})
         key = training_key(config, variant.dataset)
         if key in self._registry.diverged:
@@ -223,7 +223,7 @@ class _Comparison:
         return RunResult(seed, key, learning_curve.final_bits_per_byte, learning_curve)
 
     def _log_reuse(self) -> None:
-        """Log once that a training is not repeated."""
+        """Log once that existing runs are reused."""
         if not self._logged_reuse:
             self._logged_reuse = True
             logger.info("reusing runs from runs/compare/%s", RUNS_FOLDER)
@@ -231,7 +231,7 @@ class _Comparison:
     def _run_training(
         self, variant: Variant, run: Run | None, config: Config, folder: Path
     ) -> bool:
-        """Train a variant; returns whether it was trained to its end."""
+        """Train a variant; returns whether the run finished."""
         estimate = self._estimates.get(variant)
         done, total = self._count_runs()
         for callback in self._callbacks:
@@ -246,8 +246,8 @@ class _Comparison:
         return not summary.interrupted
 
     def _count_runs(self) -> tuple[int, int]:
-        """The number of finished trainings, and of about all; with `until_decided`, of all until
-        the next look.
+        """Number of finished runs and estimated total; with `until_decided`, the total until the
+        next look.
         """
         seeds = self._request.seeds
         if self._request.until_decided:
@@ -261,7 +261,7 @@ class _Comparison:
         return max(len(result.trainings) for result in self.record.variants)
 
     def _score_on_validation(self) -> None:
-        """Replace the results on the held-out part by those on the validation text."""
+        """Replace the results on the held-out data by those on the validation split."""
         self._registry.final_looks += 1
         for variant, result in zip(self._variants, self.record.variants, strict=True):
             score = partial(self._validation_bits_per_byte, variant.full_dataset)

@@ -1,10 +1,10 @@
-"""Sequential testing: looks after each seed whether it is decided, at a level corrected for that.
+"""Sequential testing: check after each seed whether a comparison is decided, at a corrected level.
 
-Looking at a 95 % interval after each of 18 seeds, and stopping when it leaves 0, finds a difference
-between twins far more often than 5 times in 100. So the intervals are wider: of that
-level at which, over all looks together, it happens 5 times in 100. Student's t does not depend on
-how large the scatter is, so the level can be found by simulating once (Pocock's boundary, 1977,
-for t). benchmarks/false_alarms.py measures what the whole rule does.
+Checking a 95% interval after each of 18 seeds, and stopping when it excludes 0, finds a difference
+between identical variants far more often than 5% of the time. The intervals are therefore wider,
+with the level at which the false positive rate over all looks is 5%. Student's t does not depend on
+the variance, so that this level can be simulated once (Pocock's boundary, 1977, for t).
+benchmarks/false_alarms.py measures the false positive rate of the whole procedure.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import numpy as np
 from mlxgpt.experiments.statistics import ALPHA, confidence_interval, two_sided_p_value
 
 MIN_SEEDS = 3  # seeds before the first look
-MAX_SEEDS = 20  # seeds after which it stays undecided
+MAX_SEEDS = 20  # seeds after which testing stops, even if undecided
 SIMULATIONS = 100_000  # simulated comparisons
 
 
 @functools.cache
 def per_look_alpha(comparisons: int, max_seeds: int, min_seeds: int = MIN_SEEDS) -> float:
-    """Significance level of each look, such that over all looks and comparisons the false positive
-    rate is at most 5% (Bonferroni's correction between comparisons).
+    """Significance level of each look, for a false positive rate of at most 5% over all looks and
+    comparisons (with Bonferroni's correction for the comparisons).
     """
     alpha = ALPHA / comparisons
     deltas = np.random.default_rng(0).normal(size=(SIMULATIONS, max_seeds))
     min_p_values = min_p_over_looks(deltas, min_seeds)
-    # Two standard errors of the simulation to the safe side.
+    # Lower by two standard errors of the simulation, to be conservative.
     return float(np.quantile(min_p_values, max(0.0, alpha - 2 * math.sqrt(alpha / SIMULATIONS))))
 
 
 def min_p_over_looks(deltas: np.ndarray, min_seeds: int) -> np.ndarray:
-    """For each row of deltas[N, n], the smallest p of all looks from `min_seeds` seeds on."""
+    """Smallest p-value over all looks from `min_seeds` seeds on: deltas [N, seeds] -> [N]."""
     counts = np.arange(1, deltas.shape[1] + 1)
     means = np.cumsum(deltas, axis=1) / counts
     squares = np.cumsum(deltas**2, axis=1)
@@ -49,8 +49,8 @@ def min_p_over_looks(deltas: np.ndarray, min_seeds: int) -> np.ndarray:
 
 
 def is_decided(deltas: Sequence[float], alpha: float, min_effect: float) -> bool:
-    """Whether no more seeds are needed: the interval has left 0, or reaches less than `min_effect`
-    to either side of its middle.
+    """Whether no more seeds are needed: the interval excludes 0, or its half-width is below
+    `min_effect`.
     """
     low, high = confidence_interval(deltas, alpha)
     if low is None or high is None or len(deltas) < MIN_SEEDS:

@@ -1,6 +1,4 @@
-"""Differences between two variants that were trained with the same seeds: Student's paired t, and
-Holm's correction where several are looked at.
-"""
+"""Paired t-test for variants trained with the same seeds, and Holm's correction for several."""
 
 from __future__ import annotations
 
@@ -12,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ALPHA = 0.05  # how often chance alone may be taken for a difference
+ALPHA = 0.05  # significance level
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How far a variant's results lie from the first one's: below 0, it is better.
+    """Difference between the results of a variant and the baseline; negative is better.
 
     Attributes:
         mean: over the seeds.
-        low, high: the interval that holds the true difference; None from one seed.
-        p: how often chance alone makes one as large, after Holm's correction; None from one seed.
-        more: about how many seeds more would decide, if the difference stays what it seems; 0 where
-            it is decided, None where they would be more than 20.
+        low, high: confidence interval; None with one seed.
+        p: p-value after Holm's correction; None with one seed.
+        more: estimated number of additional seeds for a decision; 0 if decided, None with one seed
+            or if it is more than 20.
     """
 
     mean: float
@@ -37,11 +35,11 @@ class PairedDifference:
 def compute_paired_differences(
     all_deltas: Sequence[Sequence[float]], alpha: float = ALPHA
 ) -> list[PairedDifference]:
-    """The difference of each of several variants from the first one.
+    """Differences of several variants from the baseline.
 
     Args:
-        all_deltas: for each variant, its result minus the first one's, for each seed.
-        alpha: how often an interval may miss: 0.05 for 95 %.
+        all_deltas: for each variant, its result minus the baseline's, for each seed.
+        alpha: significance level of the intervals: 0.05 for 95%.
     """
     adjusted_p_values = holm_correction([p_value(deltas) for deltas in all_deltas])
     return [
@@ -56,7 +54,7 @@ def compute_paired_differences(
 
 
 def confidence_interval(deltas: Sequence[float], alpha: float) -> tuple[float | None, float | None]:
-    """The mean's interval by Student's t; (None, None) of fewer than two."""
+    """Confidence interval of the mean by Student's t; (None, None) for fewer than two deltas."""
     if len(deltas) < 2:
         return None, None
     mean, std_error = statistics.fmean(deltas), _standard_error(deltas)
@@ -65,7 +63,7 @@ def confidence_interval(deltas: Sequence[float], alpha: float) -> tuple[float | 
 
 
 def p_value(deltas: Sequence[float]) -> float | None:
-    """The two-sided p-value of the mean's distance from 0; None from fewer than two."""
+    """Two-sided p-value of the mean against 0; None for fewer than two deltas."""
     if len(deltas) < 2:
         return None
     mean, std_error = statistics.fmean(deltas), _standard_error(deltas)
@@ -75,8 +73,8 @@ def p_value(deltas: Sequence[float]) -> float | None:
 
 
 def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number (Holm, 1979): with the smallest, all of them count, with
-    the next, all but one, …; none is below one before it.
+    """p-values with Holm's correction (1979): the smallest is multiplied by their number, the next
+    by one less, and so on, without ever decreasing.
     """
     ranked = sorted((p, n) for n, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -87,12 +85,12 @@ def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-MAX_ADDITIONAL_SEEDS = 20  # above this, the number of seeds is not estimated
+MAX_ADDITIONAL_SEEDS = 20  # higher numbers are not estimated
 
 
 def estimate_additional_seeds(deltas: Sequence[float], comparisons: int) -> int | None:
-    """How many more seeds would exclude 0 from the interval, at the strictest of Holm's levels, if
-    mean and scatter stay as they are.
+    """Estimated number of additional seeds until the interval excludes 0 at the strictest of Holm's
+    levels, if mean and standard deviation stay the same; None if above MAX_ADDITIONAL_SEEDS.
     """
     if len(deltas) < 2:
         return None
@@ -105,8 +103,8 @@ def estimate_additional_seeds(deltas: Sequence[float], comparisons: int) -> int 
 
 
 def two_sided_p_value(t: float | np.ndarray, df: int) -> np.ndarray:
-    """The probability of a Student's t at least as far from 0, for whole degrees of freedom, by
-    the finite sums of Abramowitz & Stegun, 26.7.3 and 26.7.4.
+    """Two-sided p-value of Student's t with `df` degrees of freedom, by the finite sums of
+    Abramowitz & Stegun, 26.7.3 and 26.7.4.
     """
     angle = np.arctan(np.abs(t) / math.sqrt(df))
     sine, cosine = np.sin(angle), np.cos(angle)
@@ -122,7 +120,7 @@ def two_sided_p_value(t: float | np.ndarray, df: int) -> np.ndarray:
 
 @functools.cache
 def t_quantile(alpha: float, df: int) -> float:
-    """The t that is exceeded, on either side, with probability `alpha`."""
+    """Two-sided critical value of Student's t: |t| exceeds it with probability `alpha`."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""The variants of a comparison: configs, each with its data, for the same text."""
+"""Variants of a comparison: configs with their datasets, made from the same text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mlxgpt.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the compared configs, with its data.
+    """A config to compare, with its data.
 
     Attributes:
-        config: of its trainings, but for their length and seed.
-        dataset: its training text, and in the validation text's place the held-out part.
-        full_dataset: the data with the validation text.
+        config: config of its runs, except their length and seed.
+        dataset: training data, with its held-out part as the validation split.
+        full_dataset: dataset with the real validation split.
     """
 
     name: str
@@ -37,10 +37,10 @@ SET_BY_COMPARISON = {
 
 
 def parse_vary(config: Config, text: str) -> dict[str, Config]:
-    """Configs by name from FIELD=VALUE,VALUE,…: the first is what the others are compared with.
+    """Parse FIELD=VALUE,VALUE,… into configs by name; the first is the baseline.
 
     Raises:
-        UserError: if there is no such field, or nothing to compare.
+        UserError: if the field does not exist, or there is nothing to compare.
     """
     field, equals, values = text.partition("=")
     field = field.strip().replace("-", "_")
@@ -69,7 +69,7 @@ def _parse_value(value: str) -> Any:
 
 
 def weight_affecting_diff(first: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that affect the weights and differ between two configs."""
+    """Settings that affect the weights and differ: {name: (first's value, other's value)}."""
     values, other_values = weight_affecting(first), weight_affecting(other)
     return {
         name: (values[name], other_values[name])
@@ -79,7 +79,7 @@ def weight_affecting_diff(first: Config, other: Config) -> dict[str, tuple[Any, 
 
 
 def weight_affecting(config: Config) -> dict[str, Any]:
-    """Every setting that affects a training's weights, except where its text comes from."""
+    """All settings that affect the weights of a run, except the sources of its data."""
     source_fields = ("source", "val_source")
     return {
         name: getattr(getattr(config, SECTION_BY_FIELD[name]), name)
@@ -90,10 +90,10 @@ def weight_affecting(config: Config) -> dict[str, Any]:
 
 
 def check_same_text(variants: Sequence[Variant]) -> None:
-    """Refuse variants whose texts are not the same.
+    """Check that the variants use the same text.
 
     Raises:
-        UserError: if they have other numbers of bytes or documents.
+        UserError: if their numbers of bytes or documents differ.
     """
     sizes = {
         v.name: (
@@ -112,5 +112,5 @@ def check_same_text(variants: Sequence[Variant]) -> None:
 
 
 def format_diff(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Differences between two configs in a line."""
+    """Format differences between two configs as one line."""
     return ", ".join(f"{name} {new} ({old})" for name, (old, new) in differences.items())

@@ -1,4 +1,4 @@
-"""Judges the variants of a comparison by the results of their trainings."""
+"""Judge the variants of a comparison by the results of their runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mlxgpt.experiments.statistics import ALPHA, PairedDifference
 
 
 def assign_verdicts(results: Sequence[VariantResult], alpha: float, *, sequential: bool) -> None:
-    """Fill in differences, speed-ups and verdicts of all variants but the first, which the others
-    are compared with, seed by seed.
+    """Set the differences, speedups and verdicts of all variants. The first one is the baseline;
+    runs are paired by seed.
     """
     baseline, *candidates = results
     baseline.verdict = "diverged" if baseline.diverged else "baseline"
@@ -43,7 +43,7 @@ def assign_verdicts(results: Sequence[VariantResult], alpha: float, *, sequentia
 
 
 def paired_deltas(baseline: VariantResult, candidate: VariantResult) -> list[float]:
-    """Bits per byte of a variant minus the first one's, for each seed that both have."""
+    """Bits per byte of a variant minus the baseline's, for each seed that both have."""
     return [
         candidate_run.bits_per_byte - baseline_run.bits_per_byte
         for baseline_run, candidate_run in match_by_seed(baseline, candidate)
@@ -53,14 +53,14 @@ def paired_deltas(baseline: VariantResult, candidate: VariantResult) -> list[flo
 def match_by_seed(
     baseline: VariantResult, candidate: VariantResult
 ) -> list[tuple[RunResult, RunResult]]:
-    """The trainings of two variants, paired by seed."""
+    """Runs of two variants, paired by seed: (baseline's, candidate's)."""
     by_seed = {run_result.seed: run_result for run_result in baseline.trainings}
     return [(by_seed[t.seed], t) for t in candidate.trainings if t.seed in by_seed]
 
 
 def speed_drift(results: Sequence[VariantResult]) -> tuple[float, float] | None:
-    """How far the slowest and the fastest training's speed lie from their variant's median, as
-    shares; None where no variant has two trainings.
+    """Relative deviation of the slowest and fastest run from its variant's median speed; None if no
+    variant has two runs.
     """
     deviations = []
     for result in results:
@@ -81,7 +81,7 @@ def _classify_difference(difference: PairedDifference, *, sequential: bool) -> s
         return "one seed"
     if low == high == 0:
         return "identical"
-    # Holm's p corrects for the number of variants; the sequential level has done so already.
+    # Holm's p corrects for the number of variants; the sequential level already does.
     if not low <= 0 <= high if sequential else p < ALPHA:
         return "better" if difference.mean < 0 else "worse"
     return UNDECIDED if low <= 0 <= high else UNCERTAIN

@@ -1,1 +1,1 @@
-"""HTML reports of runs, comparisons and benchmarks: one self-contained file each."""
+"""`mlxgpt report`: self-contained HTML reports of runs, comparisons and benchmarks."""

@@ -1,4 +1,4 @@
-"""HTML report of benchmarks: the measured speed of machines, and estimates for Apple's chips."""
+"""HTML report of benchmarks: measured speeds, and estimates for Apple's chips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxgpt.html_report.page import Figure, Page
 
 
 def build_benchmark_page(measurements: Sequence[Measurement]) -> Page:
-    """A page on one machine, or on several side by side."""
+    """Build the page for one machine, or for several side by side."""
     chips = ", ".join(measurement.machine.chip for measurement in measurements)
     page = Page(f"Benchmarks on {chips}")
     _add_speed_plots(page, measurements)

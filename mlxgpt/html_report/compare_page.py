@@ -1,4 +1,4 @@
-"""HTML report of a comparison: loss curves with bands, differences with intervals, verdicts."""
+"""HTML report of a comparison: learning curves, differences with intervals, verdicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxgpt.html_report.plots import Line
 
 
 def build_comparison_page(record: ComparisonRecord) -> Page:
-    """A page on one comparison."""
+    """Build the page for one comparison."""
     page = Page(f"Comparison: {record.name}")
     _add_forest_plot(page, record)
     _add_loss_curves(page, record)
@@ -47,7 +47,7 @@ def _add_forest_plot(page: Page, record: ComparisonRecord) -> None:
     page.add_figure(Figure(svg, caption, f"Differences from {baseline.name}: {summary}"))
 
 
-MAX_LINES = 5  # the baseline and the best variants; plots.py has five colors, dashes and markers
+MAX_LINES = 5  # baseline and best variants; plots.py has five colors, dashes and markers
 CURVE_X_AXES: dict[str, Callable[[LearningCurve], list[float]]] = {
     "million tokens": lambda curve: [tokens / 1e6 for tokens in curve.tokens],
     "minutes": lambda curve: [seconds / 60 for seconds in curve.seconds],
@@ -86,7 +86,7 @@ def _mean_bits_or_inf(result: VariantResult) -> float:
 
 
 def _mean_line(result: VariantResult, get_x: Callable[[LearningCurve], list[float]]) -> Line:
-    """A variant's mean curve over its seeds, as long as the shortest of them."""
+    """Average a variant's curves over its seeds, up to the end of the shortest."""
     curves = [run.curve for run in result.trainings if run.curve]
     length = min(len(curve.steps) for curve in curves)
     values = np.array([curve.bits_per_byte[:length] for curve in curves], dtype=float)

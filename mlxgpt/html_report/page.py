@@ -1,6 +1,6 @@
-"""A self-contained HTML file that opens from disk, fetches nothing and prints well.
+"""Self-contained HTML pages: they open from disk, make no requests and can be printed.
 
-All text is escaped here; a figure's SVG is not, since plots.py makes it.
+Escapes all text, but not the SVG of figures, which plots.py makes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from markdown_it import MarkdownIt
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-GENERATOR_META = '<meta name="generator" content="mlxgpt report">'  # marks a file as our own
+# Marks the pages that `write_page` may overwrite.
+GENERATOR_META = '<meta name="generator" content="mlxgpt report">'
 
-# A terminal's control characters, changes of text direction, and unpaired surrogates.
+# Control characters, bidirectional text controls, and unpaired surrogates.
 UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def replace_unprintable(text: str) -> str:
-    """A text with U+FFFD in place of each unprintable character."""
+    """Replace unprintable characters with U+FFFD."""
     return UNPRINTABLE.sub("\ufffd", text)
 
 
@@ -34,12 +35,12 @@ def _escape_html(text: str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot.
+    """Plot with a caption.
 
     Attributes:
-        svg: as plots.py makes it, once or for two widths.
-        caption: what is drawn, in a sentence.
-        alt_text: what it shows, for screen readers.
+        svg: output of plots.py: one SVG, or two for different widths.
+        caption: what is plotted, as a sentence.
+        alt_text: what the plot shows, for screen readers.
     """
 
     svg: str
@@ -47,13 +48,13 @@ class Figure:
     alt_text: str
 
     def to_html(self) -> str:
-        """The figure with its caption."""
+        """Render the figure with its caption."""
         svg_tag = f'<svg role="img" aria-label="{_escape_html(self.alt_text)}" '
         svg = self.svg.replace("<svg ", svg_tag)
         return f"<figure>{svg}<figcaption>{_escape_html(self.caption)}</figcaption></figure>"
 
 
-# Line colors have a contrast of 4.5:1 to the paper, so that text can have them, too.
+# Line colors have a contrast of at least 4.5:1, so that text can use them, too.
 CSS_COLORS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1f; --faint: #5c5f66;
   --rule: #d5d7dc; --line-1: #b3261e; --line-2: #1f5fa8; --line-3: #2e7d32; --line-4: #7b3fa0;
@@ -92,16 +93,16 @@ pre.command { font-weight: 600; }
 """
 
 _markdown_parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-# Text may come from a stranger's file, such as a chip's name, and a page fetches nothing.
+# Text from untrusted files, such as a chip's name, must not add links or images.
 _markdown_parser.disable(["image", "link", "autolink", "html_block", "html_inline"])
 
 
 @dataclass
 class Page:
-    """A page under construction.
+    """HTML page under construction.
 
     Attributes:
-        warnings: for the user, a line on each part that could not be shown.
+        warnings: messages for the user about parts that were skipped.
     """
 
     title: str
@@ -111,40 +112,40 @@ class Page:
     _table_names: Counter[str] = field(default_factory=Counter)
 
     def add_heading(self, text: str, level: int = 2) -> None:
-        """A heading below the title, which is of level 1."""
+        """Add a heading; level 1 is the title."""
         self.parts.append(f"<h{level}>{_escape_html(text)}</h{level}>")
 
     def add_paragraph(self, text: str) -> None:
-        """Running text."""
+        """Add a paragraph."""
         self.parts.append(f"<p>{_escape_html(text)}</p>")
 
     def add_preformatted(self, text: str) -> None:
-        """A text as it is, with its line breaks."""
+        """Add text with its line breaks preserved."""
         self.parts.append(f"<pre>{_escape_html(text)}</pre>")
 
     def add_commands(self, lines: Sequence[str]) -> None:
-        """Command lines, to be copied."""
+        """Add command lines to copy."""
         self.parts.append(f'<pre class="command">{_escape_html(chr(10).join(lines))}</pre>')
 
     def add_markdown(self, text: str) -> None:
-        """A Markdown report without its first line, the title, which the page has already."""
+        """Add a Markdown report without its first line, which repeats the page's title."""
         html = _markdown_parser.render(replace_unprintable(text.partition("\n")[2]))
-        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # an empty cell is not a header
+        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # empty cells are not headers
         html = re.sub("<table>", lambda _: f"{self._open_scroll_region('a table')}<table>", html)
         self.parts.append(html.replace("</table>", "</table></div>"))
 
     def add_figure(self, figure: Figure) -> None:
-        """A plot."""
+        """Add a figure."""
         self.parts.append(figure.to_html())
 
     def add_figure_grid(self, figures: Sequence[Figure]) -> None:
-        """Plots in two columns, where there is room."""
+        """Add figures in two columns if the screen is wide enough."""
         self.parts.append(
             f'<div class="side-by-side">{"".join(f.to_html() for f in figures)}</div>'
         )
 
     def add_figure_tabs(self, name: str, figures: dict[str, Figure]) -> None:
-        """Plots as tabs, by their labels: one is shown at a time, at first the first."""
+        """Add figures as labeled tabs; the first is selected."""
         self._tab_groups += 1
         group_id = f"choice-{self._tab_groups}"
         rules, inputs, panels = [], [], []
@@ -164,10 +165,10 @@ class Page:
         )
 
     def add_table(self, rows: Sequence[Sequence[str]], name: str) -> None:
-        """A table whose first row is its header; numeric columns are right-aligned.
+        """Add a table; the first row is the header, numeric columns are right-aligned.
 
         Args:
-            name: what it shows, for screen readers.
+            name: what the table shows, for screen readers.
         """
         header, *body_rows = rows
         thead = "".join(
@@ -183,13 +184,13 @@ class Page:
         )
 
     def _open_scroll_region(self, name: str) -> str:
-        """The opening tag of a focusable region that scrolls a table wider than the screen."""
+        """Opening tag of a focusable region in which wide tables scroll; its label is unique."""
         self._table_names[name] += 1
         name += f", {self._table_names[name]}" * (self._table_names[name] > 1)
         return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape_html(name)}">'
 
     def to_html(self, refresh: int | None = None) -> str:
-        """The whole file; a browser reloads it after `refresh` seconds."""
+        """Render the whole page; browsers reload it every `refresh` seconds."""
         title = _escape_html(self.title)
         refresh_meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
@@ -201,14 +202,14 @@ class Page:
         )
 
 
-MAX_PAGE_BYTES = 1 << 26  # bytes of an earlier page
+MAX_PAGE_BYTES = 1 << 26  # 64 MiB, limit of an existing page
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page's file atomically; only an earlier page may be in its place.
+    """Write a page atomically; overwrite only pages written by mlxgpt.
 
     Raises:
-        UserError: if it cannot be written, or something else has its name.
+        UserError: if the file cannot be written, or exists and is not such a page.
     """
     try:
         if files.exists(path) and GENERATOR_META not in files.read_small(path, MAX_PAGE_BYTES):

@@ -1,6 +1,6 @@
-"""Plots as SVG, drawn by matplotlib: light or dark like the page, lines told apart without color.
+"""Plots as SVG, drawn by matplotlib and colored by the page's CSS (light and dark).
 
-Text stays text, in the reader's font.
+Lines also differ in dashes and markers. Text stays text, in the browser's font.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from mlxgpt.html_report.page import replace_unprintable
 from mlxgpt.utils.errors import UserError
 
-# Placeholders that `_clean_svg` replaces by the page's CSS variables.
+# Placeholders that `_clean_svg` replaces with the page's CSS variables.
 TEXT_COLOR, MUTED_COLOR, GRID_COLOR = "#010101", "#020202", "#030303"
 LINE_COLORS = ("#040401", "#040402", "#040403", "#040404", "#040405")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot.
+    """Line of a plot.
 
     Attributes:
-        name: in the legend.
-        x, y: its points; many are thinned to those that can be seen.
-        raw: y before it was smoothed, drawn faint behind it.
-        low, high: bounds of a band around it.
-        markers: whether each point has a marker.
-        group: lines of one group have one color; default: each has its own.
+        name: label in the legend.
+        x, y: points; long series are downsampled.
+        raw: y before smoothing, drawn faintly behind the line.
+        low, high: bounds of a band around the line.
+        markers: whether to mark each point.
+        group: lines of the same group have the same color; default: each has its own color.
     """
 
     name: str
@@ -57,12 +57,12 @@ def plot_lines(
     events: Sequence[tuple[float, str]] = (),
     half_width: bool = False,
 ) -> str:
-    """A line plot as SVG.
+    """Draw a line plot as SVG.
 
     Args:
-        name: of the figure, unique on its page.
+        name: name of the figure, unique on its page.
         events: (x, label) of vertical lines.
-        half_width: for half the page's width.
+        half_width: whether the plot takes half the page's width.
     """
 
     def draw(axes: Any) -> None:
@@ -113,8 +113,9 @@ MAX_LABEL_CHARS = 40
 
 
 def _shorten_label(text: str) -> str:
-    """A label that leaves room for the plot; matplotlib would skip one with a leading underscore in
-    a legend, so that gets a zero-width space.
+    """Shorten a label to MAX_LABEL_CHARS.
+
+    A zero-width space precedes a leading underscore: matplotlib would hide it from the legend.
     """
     text = text if len(text) <= MAX_LABEL_CHARS else f"{text[: MAX_LABEL_CHARS - 1]}…"
     text = replace_unprintable(text)
@@ -122,7 +123,7 @@ def _shorten_label(text: str) -> str:
 
 
 def _clip_y_axis(axes: Any, series: Sequence[Line]) -> None:
-    """Cut off values far above all others, such as the first losses."""
+    """Clip outliers far above all other values, such as the first losses."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in series] or [np.zeros(0)])
     if len(values) < 20:
         return
@@ -139,8 +140,12 @@ def plot_intervals(
     reference: float = 0.0,
     log: bool = False,
 ) -> str:
-    """A forest plot as SVG: a point for each (name, value, low, high) with its interval, and a line
-    at the reference.
+    """Draw a forest plot as SVG: values with intervals, and a line at the reference.
+
+    Args:
+        rows: (name, value, low, high).
+        name: name of the figure, unique on its page.
+        log: whether the x axis is logarithmic.
     """
 
     def draw(axes: Any) -> None:
@@ -157,8 +162,11 @@ def plot_intervals(
 
 
 def plot_points(rows: Sequence[tuple[str, float, bool]], x_label: str, *, name: str) -> str:
-    """A dot plot as SVG, on a logarithmic axis, of (name, value, whether it was measured): filled
-    if it was, else hollow.
+    """Draw a dot plot as SVG, with a logarithmic axis.
+
+    Args:
+        rows: (name, value, whether it was measured); measured values are filled, others hollow.
+        name: name of the figure, unique on its page.
     """
 
     def draw(axes: Any) -> None:
@@ -184,7 +192,7 @@ def _label_rows(axes: Any, names: Sequence[str], x_label: str) -> None:
 
 
 def _set_log_x_axis(axes: Any) -> None:
-    """A logarithmic x-axis with plain numbers."""
+    """Make the x axis logarithmic, with plain numbers as tick labels."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xscale("log")
@@ -195,8 +203,9 @@ def _set_log_x_axis(axes: Any) -> None:
 
 
 def moving_average(y: np.ndarray, window: int) -> np.ndarray:
-    """Centered moving average over `window` points, fewer at the ends; NaNs are skipped. (A mean of
-    preceding points alone would lag behind.)
+    """Centered moving average over `window` points, fewer at the ends; NaNs are skipped.
+
+    A trailing average would lag behind.
     """
     is_finite = np.isfinite(y)
     sums, counts = (
@@ -214,9 +223,7 @@ MAX_LINE_POINTS = 600  # about one per pixel column
 
 
 def downsample_min_max(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thin many points to the minimum and maximum of each chunk, so that no peak is lost; NaNs are
-    left out.
-    """
+    """Downsample to the minimum and maximum of each chunk, which preserves peaks; drops NaNs."""
     is_finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[is_finite], y[is_finite]
     if len(x) <= MAX_LINE_POINTS:
@@ -228,7 +235,7 @@ def downsample_min_max(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     return x[sorted_indices], y[sorted_indices]
 
 
-WIDE_INCHES, NARROW_INCHES = 5.8, 4.0  # inches; narrow is for phones and half-width plots
+WIDE_INCHES, NARROW_INCHES = 5.8, 4.0  # narrow: for phones and half-width plots
 RC_PARAMS: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -257,8 +264,9 @@ RC_PARAMS: dict[str, Any] = {
 def _render_svg(
     draw: Callable[[Any], None], name: str, height: float, *, half_width: bool = False
 ) -> str:
-    """A plot as two SVGs, wide and narrow, of which the page's CSS shows the one that fits; with
-    `half_width` as one narrow SVG.
+    """Render a plot as two SVGs, wide and narrow; the page's CSS shows the one that fits.
+
+    With `half_width`, as one narrow SVG.
     """
     try:
         import matplotlib
@@ -273,10 +281,10 @@ def _render_svg(
     widths = {"half": NARROW_INCHES} if half_width else wide_and_narrow
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     for css_class, width in widths.items():
-        # The salt makes ids reproducible, and unique on the page.
+        # The salt makes ids reproducible and unique on the page.
         rc_params: Any = RC_PARAMS | {"svg.hashsalt": f"{name}, {css_class}"}
         with matplotlib.rc_context(rc_params), warnings.catch_warnings():
-            # The browser draws the text, so that glyphs missing in matplotlib's font do not matter.
+            # Browsers draw the text, so glyphs missing in matplotlib's font do not matter.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure = Figure(figsize=(width, 0.75 * height if half_width else height))
             figure.set_layout_engine("constrained")
@@ -295,7 +303,7 @@ CSS_VARIABLES = {
 
 
 def _clean_svg(svg: str, css_class: str) -> str:
-    """Adapt matplotlib's SVG to a page: its width, its font and its colors."""
+    """Adapt matplotlib's SVG to the page: width, font and colors."""
     svg = svg[svg.index("<svg ") :].strip()
     size = r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"'
     svg = re.sub(size, rf'<svg class="{css_class}" \1', svg)

@@ -1,4 +1,4 @@
-"""The function behind `mlxgpt report`: writes a page, once or repeatedly."""
+"""`mlxgpt report`: write an HTML report, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ def report(
     watch: bool = False,
     runs_dir: PathLike | None = None,
 ) -> Path:
-    """Write an HTML report on runs, benchmarks or a comparison, and return its path.
+    """Write an HTML report of runs, benchmarks or a comparison, and return its path.
 
     Args:
-        targets: runs' names or folders; or JSON files of `bench`, or one of `compare`. Default:
+        targets: names or folders of runs; or JSON files of `bench`, or one of `compare`. Default:
             the newest run.
-        output: default: report.html in the run's folder, or in the working directory for several
-            runs; for JSON files, the first one's name with .html.
-        watch: write it again every WATCH_INTERVAL seconds until these runs are finished.
-        runs_dir: where runs are; default: the folder `runs`.
+        output: path of the report. Default: report.html in the run's folder, or in the working
+            directory for several runs; for JSON files, the first one's name with .html.
+        watch: update the report every WATCH_INTERVAL seconds until the runs have finished.
+        runs_dir: folder of the runs; default: `runs`.
+
+    Raises:
+        UserError: if a target cannot be read or the report cannot be written.
     """
     paths = [Path(target) for target in targets]
     json_paths = [path for path in paths if path.suffix == ".json"]

@@ -1,4 +1,4 @@
-"""A run's metrics as arrays, and its events: skipped steps, rollbacks, resumptions."""
+"""A run's metrics as arrays, and its events: skipped steps, rollbacks, resumes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ X_AXES = ("steps", "million tokens", "minutes")
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """A run's metrics: arrays with one value for each record; NaN where a record has none.
+    """Metrics of a run: arrays with one value per logged record; NaN for missing values.
 
     Attributes:
-        minutes: of training until then; evaluations, checkpoints and pauses are not counted.
-        values: by the names in METRIC_NAMES.
+        minutes: training time so far, without evaluations, checkpoints and pauses.
+        values: arrays by the names in METRIC_NAMES.
         events: (step, description), sorted by step.
-        estimate: the estimate made when the run began; {} if there is none.
+        estimate: estimate made at the start of the run; {} if there is none.
     """
 
     steps: np.ndarray
@@ -31,7 +31,7 @@ class RunMetrics:
     estimate: dict[str, float]
 
     def x_values(self, name: str) -> np.ndarray:
-        """Values on the x axis of this name, one of X_AXES."""
+        """Values on an x axis, one of X_AXES."""
         return {
             "steps": self.steps,
             "million tokens": self.tokens / 1e6,
@@ -39,7 +39,7 @@ class RunMetrics:
         }[name]
 
     def x_at_step(self, step: int, axis: str) -> float:
-        """A step's value on an x axis, interpolated."""
+        """Position of a step on an x axis, interpolated."""
         return float(np.interp(step, self.steps, self.x_values(axis))) if len(self.steps) else 0.0
 
     def last_value(self, name: str) -> float | None:
@@ -88,18 +88,18 @@ def load_run_metrics(run: Run) -> RunMetrics:
 
 
 def _parse_number(value: Any) -> float:
-    """A value of an untrusted file as a float; NaN if it is not a number."""
+    """Convert a value from an untrusted file to float; NaN if it is not a number."""
     return float(value) if type(value) in (int, float) and abs(value) < 1e30 else np.nan
 
 
 def _skipped_step_events(steps: np.ndarray, skipped: np.ndarray) -> list[tuple[int, str]]:
-    """Where the count of skipped steps increases."""
+    """Events where the count of skipped steps increases."""
     increase = np.diff(skipped, prepend=0.0)
     return [(int(steps[n]), f"{increase[n]:.0f} skipped") for n in np.flatnonzero(increase > 0)]
 
 
 def _history_events(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Where the run resumed, and where it rolled back after a loss spike."""
+    """Events where the run resumed, or rolled back after a loss spike."""
     events = []
     for index, line in enumerate(history):
         if type(line.get("spiked")) is int:

@@ -1,4 +1,4 @@
-"""HTML report of runs: curves, events, samples, settings, and the commands to repeat them."""
+"""HTML report of runs: curves, events, samples, settings, commands to reproduce them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlxgpt.utils import files
 
 
 def build_runs_page(runs: Sequence[Run]) -> Page:
-    """A page on one run, or on several side by side."""
+    """Build the page for one run, or for several side by side."""
     page = Page(", ".join(run.name for run in runs))
     metrics_by_run = {
         _unique_run_name(runs, n): load_run_metrics(run) for n, run in enumerate(runs)
@@ -45,7 +45,7 @@ def build_runs_page(runs: Sequence[Run]) -> Page:
 
 
 def _unique_run_name(runs: Sequence[Run], index: int) -> str:
-    """A run's name, numbered if runs in different folders share it."""
+    """A run's name, numbered if several runs have the same name."""
     name = runs[index].name
     return f"{name} ({index + 1})" if [run.name for run in runs].count(name) > 1 else name
 
@@ -87,8 +87,8 @@ def _positive_median(values: np.ndarray) -> float | None:
     return float(np.median(positive)) if len(positive) else None
 
 
-SMOOTHING_WINDOW = 30  # records of the training loss
-MAX_PLOT_EVENTS = 12  # of one run; the table below lists more
+SMOOTHING_WINDOW = 30  # logged training losses
+MAX_PLOT_EVENTS = 12  # per run; the events table lists more
 
 
 def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
@@ -232,7 +232,7 @@ def _add_samples(page: Page, run: Run, level: int) -> None:
     if not samples:
         return
     page.add_heading("Samples", level)
-    # Geometric steps: early samples change most from one to the next.
+    # Geometric spacing: early samples differ most from each other.
     indices = np.unique(np.geomspace(1, len(samples), MAX_SAMPLES).round().astype(int)) - 1
     for index in indices:
         step, text = samples[index]
@@ -241,7 +241,7 @@ def _add_samples(page: Page, run: Run, level: int) -> None:
 
 
 def _add_sample_quality(page: Page, run: Run, level: int) -> None:
-    """Add the results of `mlxgpt eval --quality`, if there are any."""
+    """Add the results of `mlxgpt eval --quality` if they exist."""
     path = run.folder / "quality.json"
     if not files.is_file(path):
         return
@@ -278,13 +278,13 @@ def _format_setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-FINETUNE_CONFIG = "finetune"  # the built-in config of runs that start from another run's weights
+FINETUNE_CONFIG = "finetune"  # built-in config of runs initialized from another run
 
 
 def find_nearest_config(run: Run) -> tuple[str, Config]:
-    """Name and config of the built-in config that differs from a run's in the fewest settings.
+    """Find the built-in config with the fewest settings that differ from a run's; name and config.
 
-    Settings that it leaves to the data, the device or the parent run's weights are the run's.
+    Settings that it derives from the data, the device or the parent run are taken from the run.
     """
     config, paths, parent = run.config, toml.find_builtin_configs(), _parent_run(run)
     candidates = {}
@@ -304,7 +304,7 @@ def find_nearest_config(run: Run) -> tuple[str, Config]:
 
 
 def _parent_run(run: Run) -> str | None:
-    """Name of the run whose weights a run started from."""
+    """Name of the run whose weights initialized this run; None if there is none."""
     return str(run.origin["run"]) if run.data_name and "run" in run.origin else None
 
 
@@ -315,7 +315,7 @@ def _add_environment(page: Page, run: Run, level: int) -> None:
 
 
 def build_repro_commands(run: Run) -> list[str]:
-    """Command lines that repeat a run's training, evaluate it and generate from it."""
+    """Build the command lines to train the same run, evaluate it and generate from it."""
     if not run.data_name:
         return [shlex.join(["mlxgpt", "generate", "--run", run.name])]
     name, base = find_nearest_config(run)

@@ -1,3 +1,3 @@
-"""From a prompt to text: compiled model, decoding, sampling, streaming, and inspection of a forward
-pass. Knows nothing of runs.
+"""Inference: text generation with a KV cache, sampling, scoring, and inspection of a forward pass.
+Does not depend on runs.
 """

@@ -1,8 +1,8 @@
-"""Batched decoding: prefill of the prompts, KV cache, one row of new ids after the other.
+"""Batched decoding with a KV cache: prefill of the prompts, then one token per sequence and step.
 
-Each text is drawn as if it were alone: with its own keys, and exactly so where the products of a
-batch are rounded as those of a single row are, as on the CPU. An M5's GPU and CUDA round float32 to
-TF32 in the former only. Knows a model, not text.
+Each sequence has its own random keys, so its tokens do not depend on the batch. This is exact on a
+CPU; CUDA and the GPU of an M5 round float32 to TF32 in products of several rows, not of one.
+Works on token ids, not text.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from mlxgpt.inference.sampling import SamplerSpec, pack_sampling_params
 from mlxgpt.model.kv_cache import LayerKV, pad_cache
 from mlxgpt.utils.seeds import derive_seed
 
-LARGE_CACHE_BYTES = 64_000_000  # copying a smaller cache takes less time than waiting for a step
+LARGE_CACHE_BYTES = 64_000_000  # copying a smaller cache is faster than waiting for a step
 
 
 class BatchDecoder:
-    """Decodes a batch of texts; see `generate_step`.
+    """Decodes a batch of sequences; see `generate_step`.
 
-    A full cache slides, where the model can: see `GPT.supports_sliding_window`. With learned
-    positions a text's last half block is read again instead, from position 0.
+    When the cache is full, it slides if the model supports it (`GPT.supports_sliding_window`). With
+    learned positions, the last half block is prefilled again from position 0.
 
     Args:
-        prompts: for each text its prompt's ids, at least one, of which the last block counts; and
-            its sample index, so that texts of one prompt are drawn differently.
-        end_of_text: the id that never counts for a repetition penalty in a prompt.
-        top_count: how many of the likeliest tokens get probabilities.
+        prompts: (ids, sample index) of each sequence. At least one id; only the last block_size are
+            used. The sample index makes samples of the same prompt differ.
+        end_of_text: id that the repetition penalty ignores in prompts.
+        top_count: how many of the most likely tokens to return with their probabilities.
 
     Attributes:
-        probabilities: of the row that was read last: see `sampling.top_probabilities`, as lists;
-            () without `top_count`.
+        probabilities: `sampling.top_probabilities` of the last row returned by `read`, as lists; ()
+            without `top_count`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BatchDecoder:
         self._block_size, self._top_count = block_size, min(top_count, model.vocab_size)
         self._spec = SamplerSpec.from_sampling(sampling, model.vocab_size)
         self._sampling_params = pack_sampling_params(sampling)
-        # For each text: the tokens in the window, the seed of its keys, the tokens in its cache.
+        # For each sequence: ids in the window, seed of its keys, number of tokens in its cache.
         self._sequences = [prompt[-block_size:].tolist() for prompt, _ in prompts]
         seed = sampling.seed or 0
         seeds = [derive_seed(seed, "sample", sample_index) for _, sample_index in prompts]
@@ -68,13 +68,13 @@ class BatchDecoder:
         self._cache_lengths = np.zeros(len(prompts), dtype=np.int32)
         self._max_length = max(map(len, self._sequences)) + sampling.max_tokens
         self._prompt_mask = self._make_prompt_mask([prompt for prompt, _ in prompts], end_of_text)
-        self._sampled_count = 0  # tokens of each text that were handed over to the device
-        self._pending = deque[SampledTokens]()  # those of them that are not read yet
-        self._full_rows = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
+        self._sampled_count = 0  # tokens per sequence submitted to the device
+        self._pending = deque[SampledTokens]()  # submitted, not read yet
+        self._full_rows = np.zeros(0, dtype=np.int64)  # rows with a full cache at the last step
         self._layers: list[LayerKV] = []
 
     def prefill(self) -> None:
-        """Read each distinct prompt once, and hand over the first row's draw."""
+        """Prefill each distinct prompt once, and submit sampling of the first row."""
         self._sampled_count = 1
         prompts = list(dict.fromkeys(map(tuple, self._sequences)))
         logits, layers = self.model.prefill(prompts)
@@ -93,7 +93,7 @@ class BatchDecoder:
         self._async_eval()
 
     def step(self) -> None:
-        """Hand over the next row's draw; `refill` corrects it for texts with a full cache."""
+        """Submit the next decode step; `refill` corrects it for rows with a full cache."""
         last, cache_lengths = self._pending[-1], self._cache_lengths
         self._sampled_count += 1
         if not self.model.supports_sliding_window:
@@ -113,7 +113,7 @@ class BatchDecoder:
             last.seen_mask,
             self._sampling_params,
             self._sampling_keys(np.arange(len(cache_lengths))),
-            # Not in a variable: a cache that is referred to is copied, not written into.
+            # Not in a variable: another reference would force MLX to copy the cache.
             (self._layers, mx.array(position)),
         )
         self._pending.append(SampledTokens(*tokens))
@@ -121,10 +121,10 @@ class BatchDecoder:
         self._async_eval()
 
     def read(self) -> list[int]:
-        """The ids of the oldest row that is not read yet, one for each text.
+        """Wait for the oldest pending row and return its ids, one per sequence.
 
         Raises:
-            NotFiniteError: where a text's logits are not finite.
+            NotFiniteError: if a sequence's logits are not finite.
         """
         self._last_read = tokens = self._pending.popleft()
         row: list[int] = tokens.ids.tolist()  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class BatchDecoder:
         return row
 
     def filter_rows(self, rows: list[int]) -> None:
-        """Continue with these rows alone; from now on they are 0, 1, 2, …"""
+        """Keep only these rows, renumbered 0, 1, 2, …"""
         indices = mx.array(rows)
         self._sequences = [self._sequences[row] for row in rows]
         self._seeds, self._cache_lengths = self._seeds[rows], self._cache_lengths[rows]
@@ -147,8 +147,8 @@ class BatchDecoder:
             self._pending[n] = SampledTokens(ids[indices], seen_mask[indices], probabilities)
 
     def refill(self) -> None:
-        """After `read`: where a cache was full, read the text's last half block again, and correct
-        its token of the newest row.
+        """After `read`: for rows with a full cache, prefill the last half block again, and replace
+        their token in the newest row.
         """
         if not len(self._full_rows):
             return
@@ -156,7 +156,7 @@ class BatchDecoder:
         contexts = [tuple(self._sequences[row][-max(1, self._block_size // 2) :]) for row in rows]
         refills_all = len(rows) == len(self._sequences)
         if refills_all:
-            self._layers = []  # frees them before the new ones are computed
+            self._layers = []  # free the old cache before computing the new one
         logits, layers = self.model.prefill(contexts)
         layers = pad_cache(layers, self._block_size)
         indices = mx.array(rows)
@@ -178,20 +178,20 @@ class BatchDecoder:
         self._async_eval()
 
     def _async_eval(self) -> None:
-        """Let the device compute the newest row and the cache."""
+        """Start computing the newest row and the cache on the device."""
         mx.async_eval(self._pending[-1], self._layers)
 
     def _wait_for_large_cache(self) -> None:
-        """On a CPU, wait for the last step if the cache is large: a step that waits for another one
-        copies the cache instead of writing into it.
+        """On a CPU, wait for the last step if the cache is large: a step submitted while another is
+        pending copies the cache instead of updating it in place.
         """
         cache_bytes = 2 * len(self._layers) * self._layers[0][0].nbytes
         if device.on_cpu() and cache_bytes > LARGE_CACHE_BYTES:
             mx.eval(self._pending[-1], self._layers)
 
     def _make_prompt_mask(self, prompts: list[np.ndarray], end_of_text: int | None) -> mx.array:
-        """The tokens of each prompt that count for a repetition penalty, bool [B, V]. Without a
-        penalty [B, 1], which is not read: an array without columns would crash MLX.
+        """Mask of prompt tokens for the repetition penalty, bool [B, V]. Without a penalty [B, 1],
+        unused, since an array without columns would crash MLX.
         """
         mask = np.zeros((len(prompts), self.model.config.vocab_size), dtype=bool)
         if not self._spec.has_penalty:
@@ -201,19 +201,19 @@ class BatchDecoder:
         return mx.array(mask)
 
     def _sampling_keys(self, rows: np.ndarray) -> mx.array:
-        """A key for the newest token of each row, uint32 [B, 2]: a function of the seed, which
-        sample of its prompt it is, and the number of the token.
+        """Random keys for the newest token of each row, uint32 [B, 2], derived from the seed, the
+        sample index and the number of sampled tokens.
         """
         keys = self._seeds[rows] + np.uint64(self._sampled_count - 1)
         return mx.array(keys.astype(">u8").view(">u4").astype(np.uint32).reshape(-1, 2))
 
 
 def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
-    """Yield rows of new ids, one for each text. The next row is handed over to the device before
-    the last one is read.
+    """Yield rows of new ids, one id per sequence. Each step is submitted to the device before the
+    previous row is read.
 
     Raises:
-        NotFiniteError: where a text's logits are not finite.
+        NotFiniteError: if a sequence's logits are not finite.
     """
     with execution.share_blas_threads(batch.model.blas_divisor):
         batch.prefill()
@@ -226,6 +226,6 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
 
 
 def _write_rows(arrays: Sequence[mx.array], rows: mx.array, new: Sequence[mx.array]) -> None:
-    """Overwrite some texts' rows in the arrays of all texts."""
+    """Overwrite the given rows of each array."""
     for array, values in zip(arrays, new, strict=True):
         array[rows] = values

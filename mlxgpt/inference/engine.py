@@ -1,6 +1,6 @@
-"""A model compiled for generation: its prefill, and its decode steps, which sample as well.
+"""A model compiled for generation: prefill, and decode steps that include sampling.
 
-Knows a model, not text.
+Works on token ids, not text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlxgpt.utils.errors import UserError
 
 
 class NotFiniteError(UserError):
-    """A model's logits are NaN or infinite, so that no token can be drawn from them."""
+    """Raised when a model's logits are NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -32,17 +32,17 @@ class NotFiniteError(UserError):
         )
 
 
-NOT_FINITE_ID = -1  # in the place of an id, where none can be drawn
+NOT_FINITE_ID = -1  # replaces an id if logits are not finite
 
 
 class SampledTokens(NamedTuple):
-    """One new token of each text, on the device.
+    """One new token for each sequence, on the device.
 
     Attributes:
-        ids: int32 [B]; NOT_FINITE_ID where none could be drawn.
-        seen_mask: bool [B, V], the tokens that count for a repetition penalty, these included;
-            [B, 1] without a penalty.
-        probabilities: see `top_probabilities`; () if not asked for.
+        ids: int32 [B]; NOT_FINITE_ID if logits are not finite.
+        seen_mask: tokens for the repetition penalty, including the new ones, bool [B, V]; [B, 1]
+            without a penalty.
+        probabilities: see `top_probabilities`; () if not requested.
     """
 
     ids: mx.array
@@ -50,30 +50,27 @@ class SampledTokens(NamedTuple):
     probabilities: tuple[mx.array, ...]
 
 
-MAX_BUCKETS = 8  # lengths that a function is compiled for, at most
+MAX_BUCKETS = 8  # maximum number of lengths that a function is compiled for
 MIN_BUCKET_SIZE = 16  # tokens
 
 
 def round_up_to_bucket(length: int, block_size: int) -> int:
-    """A length at least as great: one of the few that functions are compiled for, at most the
-    block.
-    """
+    """Round a length up to one of the few that functions are compiled for, at most block_size."""
     bucket_size = max(MIN_BUCKET_SIZE, -(-block_size // MAX_BUCKETS))
     return min(-(-length // bucket_size) * bucket_size, block_size)
 
 
-SMALL_MODEL_PARAMS = 4_000_000  # with fewer, more than one BLAS thread costs more than it saves
-SINGLE_THREAD_DIVISOR = 1 << 16  # divides BLAS's threads down to one for each product
+SMALL_MODEL_PARAMS = 4_000_000  # smaller models are fastest with a single BLAS thread
+SINGLE_THREAD_DIVISOR = 1 << 16  # large enough to reduce any number of BLAS threads to one
 
 
 class CompiledModel:
-    """The compiled functions of one model. They are traced once for each of MAX_BUCKETS lengths of
-    prompts, and of what is read of the cache; again for another number of texts or kind of
-    sampling. The model's weights are part of the traces, and must not change.
+    """Compiled prefill, decode and sampling functions of one model. They are traced once per bucket
+    of prompt or cache lengths, batch size and `SamplerSpec`. The traces contain the weights, which
+    must not change afterwards.
 
     Args:
-        vocab_size: ids from here on are never drawn: a model may have room for more than its
-            tokenizer gives.
+        vocab_size: the tokenizer's; the model's other ids are never sampled.
     """
 
     def __init__(self, model: GPT, vocab_size: int) -> None:
@@ -82,26 +79,26 @@ class CompiledModel:
         self.supports_sliding_window = model.supports_sliding_window
         is_small = count_parameters(model.config) < SMALL_MODEL_PARAMS
         self.blas_divisor = SINGLE_THREAD_DIVISOR if is_small else 1
-        # Functions that do not know this object: with a cycle it would outlive its use, and its
-        # arrays would leave the memory around them in pieces.
+        # The functions do not refer to self: a reference cycle would keep the object alive after
+        # use, and its arrays would fragment memory.
         self._model = _to_column_major_weights(model) if is_small else model
         self._prefill = execution.compile_function(partial(_prefill, self._model))
         self._samplers: dict[tuple[SamplerSpec, int], Callable] = {}
         self._steps: dict[tuple[SamplerSpec, int, int], Callable] = {}
 
     def cache_capacity(self, length: int) -> int:
-        """The length that a cache for this many tokens is made with; at most the block."""
+        """Capacity of a cache for `length` tokens: a power of two, at most block_size."""
         capacity = MIN_BUCKET_SIZE
         while capacity < length:
             capacity *= 2
         return min(capacity, self.config.block_size)
 
     def prefill(self, sequences: Sequence[Sequence[int]]) -> tuple[mx.array, list[LayerKV]]:
-        """Read the ids of texts, each at least one and at most a block. On Metal in parts, so that
-        no command buffer is large.
+        """Prefill: run the model over sequences of 1 to block_size ids. On Metal it is split into
+        parts, to keep command buffers small.
 
         Returns:
-            logits[B, V] of what follows each, and a cache as long as the longest one's bucket
+            logits[B, V] of the next token, and a cache as long as the longest sequence's bucket
         """
         last_indices = np.array([len(sequence) - 1 for sequence in sequences], dtype=np.int32)
         length = round_up_to_bucket(max(map(len, sequences)), self.config.block_size)
@@ -126,9 +123,9 @@ class CompiledModel:
         return mx.concatenate([logits for logits, _ in parts]), layers
 
     def get_sampler(self, spec: SamplerSpec, top_count: int) -> Callable[..., SampledTokens]:
-        """A compiled function that draws after a prefill: (logits[B, V], seen_mask,
-        sampling_params, keys) -> the fields of `SampledTokens`, with the probabilities of the
-        `top_count` likeliest tokens.
+        """Compiled function that samples after a prefill: (logits[B, V], seen_mask,
+        sampling_params, keys) -> fields of `SampledTokens`, with the probabilities of the
+        `top_count` most likely tokens.
         """
         if (spec, top_count) not in self._samplers:
             draw = _make_draw(spec, self.vocab_size, top_count)
@@ -136,9 +133,9 @@ class CompiledModel:
         return self._samplers[spec, top_count]
 
     def get_decode_step(self, spec: SamplerSpec, top_count: int, kv_length: int) -> Callable:
-        """A compiled function that reads a token of each text and draws the next one:
-        (ids[B], seen_mask, sampling_params, keys, cache) -> (the fields of `SampledTokens`,
-        layers). `cache` is KVCache's layers and position; its first `kv_length` places are read.
+        """Compiled decode step, which processes one token per sequence and samples the next one:
+        (ids[B], seen_mask, sampling_params, keys, cache) -> (fields of `SampledTokens`, layers).
+        `cache` is (layers, position) of a KVCache, whose first `kv_length` positions are read.
         """
         if (spec, top_count, kv_length) not in self._steps:
             draw = _make_draw(spec, self.vocab_size, top_count)
@@ -147,7 +144,7 @@ class CompiledModel:
         return self._steps[spec, top_count, kv_length]
 
     def next_token_logits(self, ids: np.ndarray) -> mx.array:
-        """Logits[V] of what follows the last of ids[T], of which the last block counts."""
+        """Logits[V] of the token after ids[T], truncated to the last block_size ids."""
         with execution.share_blas_threads(self.blas_divisor):
             logits, _ = self.prefill([ids[-self.config.block_size :].tolist()])
             finite = are_finite(logits).all()
@@ -157,7 +154,7 @@ class CompiledModel:
         return logits[0]
 
 
-LOGIT_HEADROOM = 1e7  # by which a temperature and a penalty can enlarge a logit
+LOGIT_HEADROOM = 1e7  # factor by which temperature and repetition penalty can scale a logit
 
 
 def are_finite(logits: mx.array) -> mx.array:
@@ -205,7 +202,7 @@ def _make_step(model: GPT, draw: Callable, kv_length: int) -> Callable:
 
 
 def _to_column_major_weights(model: GPT) -> GPT:
-    """On a CPU a copy, with weights as `ops.to_column_major` lays them out; else the model."""
+    """On a CPU, a copy of the model with weights in `ops.to_column_major`; else the model."""
     if not device.on_cpu():
         return model
     model = copy.deepcopy(model)

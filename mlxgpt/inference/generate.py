@@ -1,6 +1,6 @@
-"""Generation of texts from prompts, several in one batch, the first of them streamed.
+"""Text generation from prompts, in batches, with streaming of the first text.
 
-Knows a model and a tokenizer, not runs or terminals.
+Does not depend on runs or the command line.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class GenerationOutput:
     """Generated texts.
 
     Attributes:
-        texts: each prompt, as the model read it (normalize.py), with its continuation, `samples`
-            of the first, then of the second, …; stop strings and end-of-text are left out.
-        seed: the seed that makes the same texts again.
-        tokens: how many were drawn, over all texts.
-        tokens_per_second: of drawing them, the prompt's prefill left out.
-        ended: for each text, whether it ended before the greatest length.
+        texts: each normalized prompt with its continuation, all samples of the first prompt, then
+            of the second, …; without stop strings and end-of-text.
+        seed: seed that reproduces the texts.
+        tokens: total number of generated tokens.
+        tokens_per_second: decoding speed, over all texts, without prefill.
+        ended: for each text, whether it ended before the maximum length.
     """
 
     texts: list[str]
@@ -46,14 +46,14 @@ class GenerationOutput:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One token of a text that is being generated.
+    """One generated token.
 
     Attributes:
-        text: what is certain by it: nothing in the middle of a character, or of what may become a
-            stop string.
-        ended: whether the text ended with it, before the greatest length.
-        probability: that the model gave it, before any setting of sampling; None if not asked for.
-        alternatives: (id, probability) of the likeliest, falling.
+        text: text that this token completes; empty within a multi-byte character or a possible stop
+            string.
+        ended: whether the text ended with it, before the maximum length.
+        probability: the model's probability, without sampling parameters; None if not requested.
+        alternatives: (id, probability) of the most likely tokens, in descending order.
     """
 
     id: int
@@ -63,25 +63,24 @@ class TokenOutput:
     alternatives: list[tuple[int, float]]
 
 
-MAX_BATCH_SIZE = 64  # texts in one batch, at most
+MAX_BATCH_SIZE = 64  # texts
 
 
 class TextStream:
-    """Generates texts. Iterate over it, once, for the pieces of the first one; then
-    `result` has all of them. Each is drawn as if it were alone; on a GPU up to rounding, see
-    decode.py.
+    """Generates texts, and streams the first one: iterate once for its pieces; then `result` has
+    all texts. A text does not depend on its batch (on a GPU up to rounding, see decode.py).
 
     Args:
-        prompts: beginnings; of an empty one, a text from its own beginning. Of one longer than
-            the block, the model reads the last tokens.
-        sampling: how to draw, and how many texts of each prompt.
-        bos: the token that the model's texts begin with; None where they begin without one.
+        prompts: texts to continue; an empty one generates a new text. The model only sees the last
+            block_size tokens.
+        sampling: sampling parameters, including the number of samples per prompt.
+        bos: start token of the model's texts; None if they have none.
 
     Attributes:
-        prompt: the first one, as the model reads it; it is not among the pieces.
+        prompt: the first prompt, normalized; it is not part of the streamed pieces.
 
     Raises:
-        UserError: if a prompt has characters that the tokenizer lacks.
+        UserError: if a prompt has characters that the tokenizer cannot encode.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class TextStream:
     ) -> None:
         self._model, self._sampling = model, ensure_seed(sampling)
         self._end_of_text = tokenizer.end_of_text
-        # For each text its prompt's ids, and which of that prompt's samples it is.
+        # For each text: (prompt ids, sample index).
         self._prompts: list[tuple[np.ndarray, int]] = []
         self._detokenizers: list[Detokenizer] = []
         for prompt in (normalize_prompt(prompt, tokenizer) for prompt in prompts):
@@ -104,13 +103,13 @@ class TextStream:
                 self._prompts.append((ids, sample_index))
                 self._detokenizers.append(Detokenizer(tokenizer, prompt, sampling.stop))
         self.prompt = self._detokenizers[0].text
-        self._decode_seconds = 0.0  # of all rows of new ids but the first one of each batch
+        self._decode_seconds = 0.0  # without the first row of each batch, which includes prefill
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of the first text.
+        """Generate all texts, and yield pieces of the first one.
 
         Raises:
-            NotFiniteError: where the model's logits are not finite.
+            NotFiniteError: if the model's logits are not finite.
         """
         self._log_long_prompts()
         for start in range(0, len(self._prompts), MAX_BATCH_SIZE):
@@ -134,7 +133,7 @@ class TextStream:
 
     @property
     def result(self) -> GenerationOutput:
-        """The texts, as far as they are generated."""
+        """All texts generated so far."""
         detokenizers = self._detokenizers
         tokens = sum(detokenizer.tokens for detokenizer in detokenizers)
         seconds = self._decode_seconds
@@ -148,7 +147,7 @@ class TextStream:
         )
 
     def _add(self, detokenizers: list[Detokenizer], row: list[int]) -> str:
-        """Add a token to each text that did not end; returns what is new of the first text."""
+        """Add a token to each text that has not ended; returns the new part of the first text."""
         pieces = {
             detokenizer: detokenizer.add_token(id)
             for detokenizer, id in zip(detokenizers, row, strict=True)
@@ -157,7 +156,7 @@ class TextStream:
         return pieces.get(self._detokenizers[0], "")
 
     def _finish(self, detokenizers: list[Detokenizer]) -> str:
-        """Finish the texts that did not end; returns what is new of the first text."""
+        """Finish the texts that have not ended; returns the new part of the first text."""
         pieces = {
             detokenizer: detokenizer.finalize()
             for detokenizer in detokenizers
@@ -175,7 +174,7 @@ class TextStream:
                 )
 
     def log_long_texts(self) -> None:
-        """After the last piece: log what the model has forgotten of texts longer than its block."""
+        """After generation, log if texts are longer than the model's context."""
         block_size = self._model.config.block_size
         pairs = zip(self._prompts, self._detokenizers, strict=True)
         if any(len(ids) + detokenizer.tokens > block_size for (ids, _), detokenizer in pairs):
@@ -196,7 +195,7 @@ def generate_texts(
     *,
     bos: int | None,
 ) -> GenerationOutput:
-    """Continue prompts, several in one batch: see `TextStream`."""
+    """Continue prompts in batches, without streaming; see `TextStream`."""
     stream = TextStream(model, tokenizer, prompts, sampling, bos=bos)
     for _ in stream:
         pass
@@ -212,11 +211,11 @@ def stream_tokens(
     sample_index: int = 0,
     top_count: int = 0,
 ) -> Iterator[TokenOutput]:
-    """Continue a prompt's ids, at least one, token by token, as `generate_texts` would.
+    """Continue a prompt of at least one id, and yield each token; same tokens as `generate_texts`.
 
     Args:
-        sample_index: which one of several samples it is.
-        top_count: how many of the likeliest tokens come with each one.
+        sample_index: index of the sample among several of the same prompt.
+        top_count: how many of the most likely tokens to return with each token.
     """
     detokenizer = Detokenizer(tokenizer, "", sampling.stop)
     detokenizer.feed_prompt(ids)
@@ -236,15 +235,15 @@ def stream_tokens(
 
 
 def ensure_seed(sampling: SamplingParams) -> SamplingParams:
-    """The sampling parameters, with a fresh seed where they have none."""
+    """The sampling parameters, with a random seed if they have none."""
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbelow(1 << 31))
 
 
 def prepend_bos(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
-    """Prompt ids as the model saw texts begin: after `bos` where there is one. Without, an empty
-    prompt becomes an end-of-text, or where there is none a newline, as lies between two paragraphs.
+    """Prepend `bos`, if the model has one, to prompt ids. Otherwise an empty prompt becomes an
+    end-of-text token, or a newline if there is none, as before a new paragraph.
     """
     if bos is not None:
         return np.concatenate([[bos], ids])
@@ -257,34 +256,34 @@ def prepend_bos(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.nd
     return tokenizer.encode("\n")
 
 
-MAX_UTF8_BYTES = 4  # bytes of a character in UTF-8, and so its tokens, at most
+MAX_UTF8_BYTES = 4  # per character, so also the maximum number of tokens per character
 
 
 class Detokenizer:
-    """Turns the tokens of one text into characters, and holds back what may be the beginning of a
-    stop string until it is certain.
+    """Streaming decoder of one text's tokens. Delays incomplete UTF-8 characters and anything that
+    could be the start of a stop string.
 
     Attributes:
-        text: so far.
-        tokens: how many were drawn for it.
-        ended: whether it ended before the greatest length.
+        text: the prompt and the text released so far.
+        tokens: number of generated tokens.
+        ended: whether the text ended before the maximum length.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, stop: tuple[str, ...]) -> None:
         self.text, self.tokens, self.ended = prompt, 0, False
         self._tokenizer = tokenizer
-        # As the model writes: it has no CR, and may know one Unicode form only.
+        # Normalized as the training text: no CR, and possibly a single Unicode form.
         self._stop = [s for s in (normalize_prompt(s, tokenizer) for s in stop) if s]
         self._pending = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
     def feed_prompt(self, ids: np.ndarray) -> None:
-        """Continue in the middle of a character, where a prompt's ids end there."""
+        """Feed the end of a prompt to the decoder, in case it stops within a UTF-8 character."""
         for id in ids[-MAX_UTF8_BYTES:].tolist():
             self._decode(self._tokenizer.token_bytes(id))
 
     def add_token(self, id: int) -> str:
-        """Take one more token; returns the text that is certain by it."""
+        """Add a token, and return the text that it completes."""
         self.tokens += 1
         if id == self._tokenizer.end_of_text:
             self.ended = True
@@ -300,7 +299,7 @@ class Detokenizer:
         return self._release(len(self._pending) - overlap)
 
     def finalize(self) -> str:
-        """End the text; returns the rest of it."""
+        """End the text, and return the delayed rest."""
         self._pending += self._decode(b"", True)
         return self._release(len(self._pending))
 
@@ -311,6 +310,6 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     max_length = min(len(text), len(stop) - 1)
     return next((n for n in range(max_length, 0, -1) if stop.startswith(text[-n:])), 0)

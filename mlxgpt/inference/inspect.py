@@ -1,5 +1,5 @@
-"""Inspection of a model: attention, the logit lens of each layer, the next token's distribution
-under sampling parameters, a token's nearest embeddings. All by the model's own forward pass.
+"""Inspection of a model: attention weights, logit lens, next-token probabilities under sampling
+parameters, nearest token embeddings. Uses the model's regular forward pass.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
 
-TopTokens = list[tuple[int, float]]  # (id, probability or cosine), falling
+TopTokens = list[tuple[int, float]]  # (id, probability or cosine), in descending order
 
 
 class ForwardTrace:
     """One forward pass over ids, with its attention weights, residual stream and logits.
 
     Args:
-        vocab_size: ids from here on are never among the top tokens.
-        ids: [T], at least one, no more than the block holds.
-        ablated_heads: (layer, head) of each head whose output is zero.
+        vocab_size: the tokenizer's; the model's other ids are never among the top tokens.
+        ids: [T], 1 to block_size of them.
+        ablated_heads: (layer, head) of each head whose output is set to zero.
 
     Attributes:
-        attention: float32 [n_layer, H, T, T], rows summing to 1.
+        attention: float32 [n_layer, H, T, T], each row sums to 1.
         logits: [V], of the token after the last id.
 
     Raises:
-        NotFiniteError: if these are NaN or infinite.
+        NotFiniteError: if logits are NaN or infinite.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class ForwardTrace:
             raise NotFiniteError
 
     def logit_lens(self, position: int, count: int) -> list[TopTokens]:
-        """The likeliest tokens after a position by the logit lens, before the first block and after
-        each one; the last are the model's own.
+        """The most likely next tokens at a position by the logit lens (nostalgebraist, 2020),
+        before the first block and after each block; the last entry is the model's prediction.
         """
         logits = self._model.compute_logits(self._residual[:, position])
         return [_top_tokens(row, count) for row in _probabilities(logits, self._vocab_size)]
 
     def next_tokens(self, count: int) -> TopTokens:
-        """The likeliest tokens after the last id."""
+        """The most likely tokens after the last id."""
         return _top_tokens(_probabilities(self.logits, self._vocab_size), count)
 
 
 def sampled_probabilities(
     sampling: SamplingParams, logits: mx.array, vocab_size: int, seen_ids: np.ndarray, count: int
 ) -> tuple[TopTokens, np.ndarray]:
-    """Probabilities of the next token before and after the sampling filters: (the `count` likeliest
-    tokens by logits[V] alone, the probability with which each of these is drawn).
+    """Next-token probabilities before and after the sampling filters: (the `count` most likely
+    tokens under logits[V] alone, the probability of sampling each of them).
 
     Args:
-        seen_ids: ids that count for a repetition penalty.
+        seen_ids: ids that the repetition penalty applies to.
     """
     in_vocab = mx.arange(logits.shape[-1]) < vocab_size
     masked_logits = mx.where(in_vocab, logits.astype(mx.float32), NEG_INF)[None]
@@ -97,15 +97,15 @@ def sampled_probabilities(
     return top_tokens, sampled[[id for id, _ in top_tokens]]
 
 
-NORM_CHUNK_SIZE = 256  # embeddings whose norms are computed at a time, so that a CPU caches them
+NORM_CHUNK_SIZE = 256  # embeddings per norm computation, small enough for CPU caches
 
 
 class EmbeddingNeighbors:
-    """Finds the tokens whose embeddings are nearest to another one's by cosine. The norms of all
-    embeddings are computed once, and kept.
+    """Finds the tokens with the nearest embeddings by cosine similarity. Computes the norms of all
+    embeddings once.
 
     Args:
-        vocab_size: ids from here on are never among them.
+        vocab_size: the tokenizer's; the model's other ids are excluded.
     """
 
     def __init__(self, model: GPT, vocab_size: int) -> None:
@@ -118,10 +118,10 @@ class EmbeddingNeighbors:
         self._norms = np.array(mx.concatenate(norms))
 
     def find_nearest(self, id: int, count: int) -> TopTokens:
-        """The `count` tokens nearest to a token, by cosine, without itself."""
+        """Find the `count` tokens nearest to a token by cosine similarity, excluding itself."""
         scores = self._model.wte.as_linear(self._model.wte(mx.array([id])))[0]
         dot_products = np.array(scores.astype(mx.float32))[: len(self._norms)]
-        with np.errstate(all="ignore"):  # what overflows is an error below
+        with np.errstate(all="ignore"):  # overflow is reported below
             cosines = dot_products / np.maximum(self._norms * self._norms[id], 1e-30)
         if not np.isfinite(cosines).all():
             raise NotFiniteError

@@ -21,8 +21,9 @@ class ScoredToken:
     """One token of a text.
 
     Attributes:
-        logprob: natural logarithm of its probability after the tokens before it.
-        alternatives: (id, log-probability) of the most likely tokens in its place, falling.
+        logprob: natural logarithm of its probability given the preceding tokens.
+        alternatives: (id, log-probability) of the most likely tokens at its position, in
+            descending order.
     """
 
     id: int
@@ -31,10 +32,10 @@ class ScoredToken:
 
 
 class Scorer:
-    """Scores texts with one model, compiled once for each of a few lengths.
+    """Computes log-probabilities of texts with one model, compiled for a few lengths.
 
     Args:
-        vocab_size: ids from here on have no probability: the tokenizer does not have them.
+        vocab_size: the tokenizer's; the model's other ids are excluded.
     """
 
     def __init__(self, model: GPT, vocab_size: int) -> None:
@@ -42,9 +43,9 @@ class Scorer:
         self._compiled: dict[int, Callable[..., tuple[mx.array, ...]]] = {}
 
     def __call__(self, ids: np.ndarray, alternatives: int = 0) -> Iterator[list[ScoredToken]]:
-        """Score each of ids[T] but the first, window by window. A token is predicted from at most
-        a block of tokens before it, and in long texts from at least half a block; the last ones,
-        as in generation, from as many as the block holds.
+        """Score each of ids[T] but the first, window by window. In long texts, each token is
+        predicted from half a block to a block of preceding tokens, the last token from a full block
+        as in generation.
 
         Raises:
             UserError: if a log-probability is not finite.
@@ -56,7 +57,7 @@ class Scorer:
             )
         block_size = self._model.config.block_size
         last_start, stride = max(0, len(ids) - 1 - block_size), max(1, block_size // 2)
-        scored_count = 0  # ids whose successors are scored
+        scored_count = 0  # tokens scored so far
         for start in (0, *sorted(range(last_start, 0, -stride))):
             window = ids[start : start + block_size + 1]
             skip, scored_count = scored_count - start, start + len(window) - 1
@@ -90,7 +91,7 @@ class Scorer:
 def _score(
     model: GPT, vocab_size: int, count: int, ids: mx.array, targets: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Score a window: (log-probabilities of targets[T] after ids[T], the `count` most likely ids
+    """Score a window: (log-probabilities of targets[T] given ids[T], the `count` most likely ids
     [T, count], their log-probabilities).
     """
     logits = model(ids[None])[0, :, :vocab_size].astype(mx.float32)

@@ -1,3 +1,3 @@
-"""GPT-2 and its variants: the forward pass, KV cache, parameters, losses. Knows shapes and arrays;
-nothing of texts, runs or training.
+"""GPT-2 and its variants: forward pass, KV cache, parameters and losses. Independent of datasets,
+runs and training.
 """

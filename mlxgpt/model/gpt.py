@@ -1,9 +1,8 @@
-"""GPT-2 (Radford et al., 2019): token ids -> logits, with or without a KV cache. The config may
-choose other parts, found since: rotary positions, RMS norms, normalized queries and keys, other
-MLPs.
+"""GPT-2 (Radford et al., 2019): token ids -> logits, with or without a KV cache. The config can
+select newer components: rotary positions, RMSNorm, QK norm, value embeddings, other MLPs.
 
-Names and shapes are GPT-2's. B: sequences, T: tokens, C: n_embd, H: heads, D: C / H, V: vocabulary.
-There is no train or eval mode: dropout happens where a random key is given, and nowhere else.
+Names are GPT-2's. Shapes: B batch size, T tokens, C n_embd, H heads, D = C / H, V vocab_size.
+There is no train or eval mode: dropout is applied only if a random key is passed.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ from mlxgpt.model.stats import mlp_width
 
 
 class Linear(nn.Linear):
-    """Linear layer with a weight [O, I] and an optional bias [O]."""
+    """Linear layer with weight [O, I] and optional bias [O]."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., I] -> [..., O]
         return ops.linear(x, self.weight, self.get("bias"))
 
 
 class Embedding(nn.Embedding):
-    """Embedding table: a row [C] for each id."""
+    """Embedding table [V, C]."""
 
     def __call__(self, ids: mx.array) -> mx.array:  # [...] -> [..., C]
         return ops.embedding(self.weight, ids)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """x[..., C] times each id's row: [..., V]."""
+        """Product of x [..., C] and the transposed table: [..., V]."""
         return ops.linear(x, self.weight)
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm (Ba et al., 2016): mean 0 and variance 1 of each vector, with a gain."""
+    """LayerNorm (Ba et al., 2016) with weight [C] and optional bias [C]."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
         return ops.layer_norm(x, self.weight, self.get("bias"))
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm (Zhang & Sennrich, 2019): root mean square 1 of each vector; no gain is needed where
-    the next matrix can absorb it.
+    """RMSNorm (Zhang & Sennrich, 2019); a gain is only needed if no linear layer follows that could
+    absorb it.
     """
 
     def __init__(self, size: int, *, gain: bool) -> None:
@@ -60,14 +59,14 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
-    """The norm before a sublayer."""
+    """The norm before attention and MLP."""
     if config.norm == "rms":
         return RMSNorm(config.n_embd, gain=False)
     return LayerNorm(config.n_embd, bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal multi-head attention: each position attends to itself and those before it."""
+    """Causal multi-head self-attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -98,26 +97,25 @@ class CausalSelfAttention(nn.Module):
         y = ops.causal_attention(q, k, v) if cache is None else cache.attend(q, k, v)
         if recorder is not None:
             y = recorder.record_attention(q, k, y)
-        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
+        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))  # [B, T, C]
 
 
-ROPE_BASE = 10_000.0  # of the rotation angles, as in the paper
+ROPE_BASE = 10_000.0  # base of the rotation frequencies, as in the paper
 
 
 def apply_rope(x: mx.array, position: mx.array | int | None) -> mx.array:
-    """Rotate queries or keys[B, H, T, D], from `position` on (default: 0): each pair of values by
-    an angle that grows with its position (RoPE, Su et al., 2021); a value's pair is in the other
-    half of its head.
+    """Rotary position embedding (RoPE, Su et al., 2021) of queries or keys x [B, H, T, D], which
+    start at `position` (default: 0). Dimension i is rotated together with dimension i + D/2.
     """
     if isinstance(position, mx.array) and position.size == 1:
-        position = position.reshape(())  # of [1], GPU kernels would read B values
+        position = position.reshape(())  # with shape [1], GPU kernels would read B values
     offset = 0 if position is None else position
     return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROPE_BASE, scale=1.0, offset=offset)
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU, four times as wide inside; or around a squared ReLU (So et
-    al., 2021); or gated (SwiGLU, Shazeer, 2020), with about as many parameters.
+    """Two linear layers around a GELU or a squared ReLU (So et al., 2021) of width 4·C, or around
+    SwiGLU (Shazeer, 2020) with about as many parameters.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -129,8 +127,8 @@ class MLP(nn.Module):
         self.c_proj = Linear(hidden_size, config.n_embd, bias=config.bias)
 
     def __call__(self, x: mx.array, *, gradient: bool = True) -> mx.array:
-        """[B, T, C] -> [B, T, C]; faster on a CPU without a gradient."""
-        x = self.c_fc(x)
+        """[B, T, C] -> [B, T, C]; `gradient=False` is faster on a CPU."""
+        x = self.c_fc(x)  # [B, T, hidden_size], twice as wide for SwiGLU
         if self.activation == "gelu":
             x = ops.gelu(x, gradient=gradient)
         elif self.activation == "relu2":
@@ -142,7 +140,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normalized copy and added to the residual stream."""
+    """Transformer block: attention and MLP, each after a norm and with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -160,7 +158,7 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
-        """[B, T, C] -> [B, T, C]; with a cache there is no gradient."""
+        """[B, T, C] -> [B, T, C]; no gradient with a cache."""
         attn_key, mlp_key = split_key(key, 2)
         y = self.attn(self.ln_1(x), value_embeddings, cache, recorder)
         x = x + dropout(y, self.dropout, attn_key)
@@ -169,16 +167,16 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids -> logits.
+    """GPT language model: token ids [B, T] -> logits [B, T, V].
 
     Args:
-        config: its shape; `vocab_size` must be given.
-        seed: the initial weights are a pure function of it.
-        gradient_checkpointing: keep only each block's input for the backward pass.
+        config: the architecture; `vocab_size` must be set.
+        seed: determines the initial weights.
+        gradient_checkpointing: store only each block's input, and recompute the block's activations
+            in the backward pass.
 
-    Ids must be below `vocab_size` and sequences no longer than `block_size`: the device checks
-    neither. With `tied` the output layer is the token embedding itself (`wte`), not a copy that
-    would diverge.
+    Ids must be below `vocab_size` and T at most `block_size`; neither is checked. With `tied`, the
+    output head is the token embedding `wte` itself.
     """
 
     def __init__(
@@ -208,14 +206,14 @@ class GPT(nn.Module):
         last: mx.array | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
-        """Logits of the token after each position.
+        """Logits of the next token after each position.
 
         Args:
-            ids: [B, T].
-            cache: of earlier tokens, to which these are added; then there is no gradient.
-            key: for dropout; without one there is none.
-            last: int32 [B], the index of each sequence's last token, or [1], of all: only what
-                follows it is computed, and tokens behind it are padding.
+            ids: token ids, [B, T].
+            cache: KV cache of earlier tokens; these tokens are added to it. No gradient with it.
+            key: random key for dropout; default: no dropout.
+            last: int32, index of each sequence's last token [B], or of all sequences [1]: only its
+                logits are computed; later tokens are padding.
             recorder: records the activations.
 
         Returns:
@@ -228,7 +226,7 @@ class GPT(nn.Module):
             x = ops.rms_norm(x)
         if self.config.position == "learned":
             position = cache.position if cache is not None else None
-            # A slice where it can be: the gradient of a lookup adds up row by row.
+            # A slice if possible, since the gradient of a lookup is summed row by row.
             x = x + (self.wpe.weight[:T] if position is None else self.wpe(position)[:, None])
         x = dropout(x, self.config.dropout, embedding_key)
         recompute = self._gradient_checkpointing and cache is None
@@ -237,9 +235,9 @@ class GPT(nn.Module):
                 recorder.record_residual(x)
             value_embeddings = self.wve[layer](ids) if self.config.value_embeddings else None
             layer_cache = LayerCache(cache, layer) if cache is not None else None
-            # The key is an argument, so that the second forward pass has the same mask.
+            # The key is an argument, so that recomputation uses the same dropout mask.
             forward = nn.utils.checkpoint(block) if recompute else block
-            x = forward(x, value_embeddings, block_keys[layer], layer_cache, recorder)
+            x = forward(x, value_embeddings, block_keys[layer], layer_cache, recorder)  # [B, T, C]
         if recorder is not None:
             recorder.record_residual(x)
         if last is not None:
@@ -248,17 +246,17 @@ class GPT(nn.Module):
         return self.compute_logits(x)
 
     def compute_logits(self, x: mx.array) -> mx.array:
-        """Logits [..., V] of the residual stream x [..., C]: after the last block the model's own;
-        after an earlier one its prediction so far (the logit lens, nostalgebraist, 2020).
+        """Logits [..., V] of the residual stream x [..., C]. After the last block, they are the
+        model's output; after an earlier block, its logit lens (nostalgebraist, 2020).
         """
         x = self.ln_f(x)
         return self.wte.as_linear(x) if self.config.tied else self.lm_head(x)
 
     @property
     def supports_sliding_window(self) -> bool:
-        """Whether a full cache can drop its oldest token and continue: with rotary positions only
-        the distance of two tokens counts. Each layer then sees the last `block_size` tokens of the
-        one below it, which saw as many before each of these; reading the last `block_size` tokens
-        afresh would know nothing from before them.
+        """Whether a full cache can drop its oldest token and continue. Rotary positions allow it,
+        since only the distance of two tokens matters. Each layer sees the last `block_size` tokens
+        of the layer below, so information from older tokens is kept, which recomputing the cache
+        from the last `block_size` tokens would lose.
         """
         return self.config.position == "rope"

@@ -16,8 +16,8 @@ INIT_STD = 0.02  # standard deviation of weights, as in GPT-2
 
 
 def init_parameters(model: nn.Module, seed: int, n_layer: int) -> dict[str, Any]:
-    """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases
-    0, norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
+    """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases 0,
+    norms 1. All logits are then near 0, and the first loss is near ln V.
     """
     parameters = flatten_params(model.parameters())
     keys = mx.random.split(mx.random.key(derive_seed(seed, "init")), len(parameters))

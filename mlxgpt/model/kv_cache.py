@@ -1,7 +1,7 @@
-"""KV cache: keys and values of the tokens that a model has read.
+"""KV cache: keys and values of the tokens that a model has processed.
 
-The arrays are plain tuples, so that they cross `mx.compile`; a `KVCache` is a view on them for one
-forward pass. B: sequences, H: heads, D: values of a head.
+The arrays are in plain tuples, so that they can cross `mx.compile`; `KVCache` wraps them for one
+forward pass. B: batch size, H: heads, D: head dimension.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import mlx.core as mx
 
 from mlxgpt.backend import ops
 
-# Keys and values of one layer, [B, H, length, D] each; and of all layers.
+# Keys and values of one layer, each [B, H, length, D], and of all layers.
 LayerKV = tuple[mx.array, mx.array]
 LayersKV = Sequence[LayerKV]
 
 
 class KVCache:
-    """The KV cache of one forward pass, which reads it and adds its own tokens.
+    """KV cache of one forward pass, which reads it and adds the new tokens.
 
-    An empty cache takes whole prompts, from position 0. A filled one takes one token of each
-    sequence: it is written at its position, whatever is there; beyond the cache's length in the
-    place of the oldest token, with rotary positions alone (see `GPT.supports_sliding_window`).
+    An empty cache takes whole prompts, starting at position 0. A filled cache takes one token per
+    sequence and writes it to the slot of its position. Beyond the cache's length, the new token
+    overwrites the oldest one; this needs rotary positions (see `GPT.supports_sliding_window`).
 
     Args:
-        layers: what earlier passes left, with room for more: see `pad_cache`.
-        position: int32 [B], how many tokens were before each new one; or [1], before all.
-        kv_length: how many first places are read; default: all of them.
+        layers: keys and values of earlier passes, padded for the new tokens: see `pad_cache`.
+        position: int32, position of each sequence's new token [B], or of all sequences [1].
+        kv_length: number of slots to read from the start of the cache; default: all.
 
     Attributes:
-        layers: after the pass, what the next one needs.
+        layers: updated keys and values, for the next pass.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class KVCache:
         """Add a layer's new tokens to the cache, and attend from them to all tokens in it.
 
         Args:
-            q, k, v: of the new tokens, [B, H, T, D]; T is 1 unless the cache was empty.
+            q, k, v: [B, H, T, D] of the new tokens; T is 1 unless the cache was empty.
 
         Returns:
             [B, H, T, D]
@@ -77,7 +77,7 @@ class LayerCache(NamedTuple):
 
     @property
     def position(self) -> mx.array | None:
-        """See `KVCache`; None while it is empty."""
+        """Position of the new tokens, see `KVCache`; None if the cache is empty."""
         return self.cache.position
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -86,15 +86,17 @@ class LayerCache(NamedTuple):
 
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
-    """Pad a cache, so that it has room for `length` tokens."""
+    """Pad a cache to `length` tokens."""
     padding = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
     return [(mx.pad(keys, padding), mx.pad(values, padding)) for keys, values in layers]
 
 
 def _update_cache(cache: mx.array, x: mx.array, slot: mx.array) -> mx.array:
-    """The cache[B, H, length, D] with x[B, H, 1, D] at one place, [1], or each row's own, [B]."""
+    """Write x [B, H, 1, D] to a copy of the cache [B, H, length, D], at one slot [1] or each row's
+    own [B].
+    """
     if slot.size == 1:
         return mx.slice_update(cache, x, slot, axes=(2,))
-    cache = mx.array(cache)  # a copy, so that the caller's stays as it is
+    cache = mx.array(cache)  # a copy, so that the caller's array does not change
     cache[mx.arange(len(x)), :, slot] = x[:, :, 0]
     return cache

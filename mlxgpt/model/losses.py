@@ -1,4 +1,4 @@
-"""Cross-entropy of each token, and the compiled evaluation step.
+"""Cross-entropy loss per token, and the compiled evaluation step.
 
 Shapes are fixed, so the step is traced once. Nothing here waits for the device.
 """
@@ -21,8 +21,8 @@ _trace_lock = threading.Lock()
 
 @contextmanager
 def swapped_parameters(model: GPT) -> Iterator[None]:
-    """Put a model's own parameters back after a function was traced with others in it; one trace at
-    a time.
+    """Restore the model's parameters after a function was traced with other ones. A lock allows one
+    trace at a time.
     """
     with _trace_lock:
         original = model.parameters()
@@ -33,13 +33,13 @@ def swapped_parameters(model: GPT) -> Iterator[None]:
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
-    """Cross-entropy of each token in nats, [B, T], in float32; targets must be below V."""
+    """Cross-entropy in nats, in float32: logits [B, T, V], targets [B, T] (below V) -> [B, T]."""
     return ops.cross_entropy(logits.astype(mx.float32), targets)
 
 
 def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
-    """A compiled function (parameters, inputs[B, T], targets[B, T], mask[B, T]) -> summed loss of
-    the tokens where the mask is 1, in nats.
+    """Compile a function (parameters, inputs [B, T], targets [B, T], mask [B, T]) -> summed loss in
+    nats of the tokens whose mask is 1.
     """
 
     def eval_step(

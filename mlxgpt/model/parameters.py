@@ -1,4 +1,4 @@
-"""A model's parameters by their dotted names: flattening, comparison, loading."""
+"""Flatten, check and load model parameters, keyed by their dotted names."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxgpt.utils.errors import UserError
 
-VOCAB_MATRICES = ("wte.weight", "lm_head.weight")  # [V, C], a row for each token
+VOCAB_MATRICES = ("wte.weight", "lm_head.weight")  # [V, C], one row per token
 
 
 def flatten_params(tree: Any) -> dict[str, mx.array]:
-    """A tree's arrays by their dotted names, as `h.0.attn.c_attn.weight`."""
+    """Flatten a parameter tree to dotted names such as `h.0.attn.c_attn.weight`."""
     return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
 
 
 def load_parameters(model: nn.Module, parameters: dict[str, mx.array]) -> None:
-    """Replace a model's parameters by saved ones, keyed by their dotted names.
+    """Load saved parameters, keyed by dotted names, into a model.
 
     Raises:
-        UserError: if names, shapes or types are not this model's.
+        UserError: if names, shapes or dtypes do not match the model's.
     """
     check_shapes(parameters, flatten_params(model.parameters()))
     model.update(tree_unflatten(parameters))
 
 
 def check_shapes(arrays: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
-    """Refuse saved arrays whose names, shapes and types are not those of a model's own."""
+    """Raise UserError if the names, shapes or dtypes of saved arrays are not the expected ones."""
 
     def shapes_and_dtypes(arrays: dict[str, mx.array]) -> dict[str, Any]:
         return {name: (value.shape, value.dtype) for name, value in arrays.items()}

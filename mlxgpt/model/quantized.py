@@ -1,4 +1,4 @@
-"""Quantization of a model's weights, so that a GPU reads less memory for each token."""
+"""Quantize a model's weights, so that a GPU reads less memory per token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from mlxgpt.model.losses import token_losses
 from mlxgpt.utils.errors import UserError
 
 QUANTIZATION_BITS = (16, 8, 4)
-# Values of a row that share a scale and an offset; mlx-lm's own choice first.
+# Values of a row that share a scale and a bias; 64 is mlx-lm's default.
 QUANTIZATION_GROUP_SIZES = (64, 32)
 
 
 def quantize_model(model: GPT, bits: int) -> None:
-    """Round a model's weights: all to bfloat16, or its matrices and its head to 8 or 4 bits, as
-    mlx-lm does. A matrix whose rows no group size divides stays as it is.
+    """Quantize a model in place: all weights to bfloat16 (16 bits), or linear layers and a tied
+    embedding to 8 or 4 bits, as mlx-lm does. Matrices whose row size no group size divides are
+    skipped.
 
     Raises:
-        UserError: if that holds for every matrix.
+        UserError: if no matrix can be quantized.
     """
     if bits == 16:
         model.update(tree_map(lambda p: p.astype(mx.bfloat16), model.parameters()))
@@ -50,7 +51,7 @@ def quantize_model(model: GPT, bits: int) -> None:
 
 
 def make_frozen_eval_step(model: GPT) -> Callable[..., mx.array]:
-    """`losses.make_eval_step` for a model with fixed weights, of any dtype or quantized."""
+    """Like `losses.make_eval_step`, for a model with fixed weights, of any dtype or quantized."""
 
     @compile_function
     def eval_step(inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Number of a GPT's parameters and FLOPs, without building it. C: n_embd, T: block_size."""
+"""Number of parameters and FLOPs of a GPT, from its config. C: n_embd, T: block_size."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from mlxgpt.config import ModelConfig
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Width of an MLP's hidden layer."""
+    """Width of the MLP's hidden layer: 4·C, or about 8/3·C for SwiGLU."""
     if config.mlp != "swiglu":
         return 4 * config.n_embd
     return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
 def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Number of a GPT's parameters by part, in the order of the forward pass. A tied output head
-    adds none.
-    """
+    """Number of parameters by part, in order of the forward pass; a tied output head adds none."""
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     embedding_params = config.vocab_size * C
     hidden_size = mlp_width(config)
@@ -34,15 +32,15 @@ def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of a GPT's parameters."""
+    """Total number of parameters."""
     return sum(count_parameters_by_part(config).values())
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """FLOPs of one token in training, forward and backward: 6 for each parameter of a matrix
-    product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022, appendix B).
+    """Training FLOPs per token, forward and backward: 6 per parameter of a matrix product, plus
+    12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022, appendix B).
     """
-    is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # False: looked up
+    is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # False: only looked up
     matmul_params = sum(
         count
         for part, count in count_parameters_by_part(config).items()
@@ -52,5 +50,5 @@ def flops_per_token(config: ModelConfig) -> int:
 
 
 def min_training_bytes(model: ModelConfig) -> int:
-    """Least memory that training takes: weights, gradients and AdamW's two moments, in float32."""
+    """Minimum training memory in bytes: weights, gradients and AdamW's two moments, in float32."""
     return 16 * count_parameters(model)

@@ -1,1 +1,1 @@
-"""`mlxgpt play`: the web page that looks inside a model, and an OpenAI-compatible API."""
+"""`mlxgpt play`: a web UI to inspect a model, and an OpenAI-compatible API."""

@@ -1,6 +1,6 @@
-"""Access control: each request needs the API key, a local Host and no foreign Origin.
+"""Access control: API key, Host and Origin checks, security headers, body size limit.
 
-The Origin check refuses pages of other sites, the Host check DNS rebinding. Bodies have a limit.
+The Origin check blocks requests from other sites, the Host check blocks DNS rebinding.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class AuthMiddleware:
     """Middleware that checks requests before the application and adds security headers.
 
     Args:
-        port: the port that the server listens on.
-        api_key: required in each request's Authorization header, except for the page itself.
+        port: port that the server listens on.
+        api_key: key required in the Authorization header, except for the page's static files.
     """
 
     def __init__(self, app: ASGIApp, port: int, api_key: str) -> None:
@@ -45,9 +45,9 @@ class AuthMiddleware:
         self._origins = {f"http://{host}" for host in self._hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Pass a request on to the application, or reject it."""
         if scope["type"] != "http":
-            return  # nothing else is served
+            return  # only HTTP is served
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -82,10 +82,10 @@ class AuthMiddleware:
 
 
 class FiniteJSONResponse(JSONResponse):
-    """JSON response that raises a UserError for NaN and infinities, which JSON does not have."""
+    """JSON response; NaN and infinities, which JSON cannot represent, raise a UserError."""
 
     def render(self, content: Any) -> bytes:
-        """The body in UTF-8; an unpaired surrogate, such as in a file's name, is escaped."""
+        """Encode as UTF-8; unpaired surrogates, which file names may contain, are escaped."""
         return _dump_json(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 
@@ -100,7 +100,7 @@ def _dump_json(value: Any, *, ensure_ascii: bool) -> str:
 
 
 def format_sse_event(value: Any) -> str:
-    """A server-sent event.
+    """Format a value as a server-sent event.
 
     Raises:
         UserError: if a number is not finite.
@@ -111,7 +111,7 @@ def format_sse_event(value: Any) -> str:
 def error_response(
     status: int, problem: str, remedy: str = "", error_type: str | None = None
 ) -> JSONResponse:
-    """An error response in the format of OpenAI's API, for every route."""
+    """Create an error response in the format of OpenAI's API, also for the web UI."""
     error_type = error_type or ("invalid_request_error" if status < 500 else "server_error")
     message = _format_error_message(problem, remedy)
     error = {"message": message, "type": error_type, "param": None, "code": None}
@@ -119,7 +119,7 @@ def error_response(
 
 
 def format_sse_error(error: UserError) -> str:
-    """An error within a stream, as a server-sent event."""
+    """Format an error in a stream as a server-sent event."""
     message = _format_error_message(error.problem, error.remedy)
     return format_sse_event({"error": {"message": message}})
 
@@ -129,7 +129,7 @@ def _format_error_message(problem: str, remedy: str) -> str:
 
 
 def _limit_body_size(receive: Receive) -> Receive:
-    """Wrap `receive` to limit a body that comes in chunks, without Content-Length."""
+    """Wrap `receive` to limit the size of chunked bodies, which have no Content-Length."""
     body_bytes = 0
 
     async def receive_limited() -> Message:

@@ -1,4 +1,4 @@
-"""Chat prompts: the run's `chat_template.jinja`, rendered as in transformers."""
+"""Chat templates: render a run's `chat_template.jinja` as transformers does."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from mlxgpt.utils.errors import UserError
 
 
 def load_chat_template(run: Run) -> str:
-    """Read a run's template.
+    """Read a run's chat template.
 
     Raises:
-        UserError: if there is none, or it cannot be read.
+        UserError: if there is none or it cannot be read.
     """
     path = run.folder / CHAT_TEMPLATE
     try:
@@ -44,12 +44,12 @@ def load_chat_template(run: Run) -> str:
 
 
 def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedModel) -> list[int]:
-    """Token ids of a conversation, up to where the assistant's reply begins.
+    """Encode a conversation as token ids, up to the start of the assistant's reply.
 
     Raises:
-        UserError: if the messages are too long, or the template fails.
+        UserError: if the messages are too long or the template fails.
     """
-    # NUL marks special tokens: without it in messages, only the template can write one.
+    # NUL marks special tokens; removed from messages, so that only the template can insert them.
     conversation = [
         _strip_nul(message.raw_fields | {"content": message.content}) for message in messages
     ]
@@ -75,13 +75,13 @@ def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedMod
 def render_chat_template(
     template: str, messages: list[dict[str, Any]], special_tokens: Mapping[str, str]
 ) -> str:
-    """The text of a conversation.
+    """Render a conversation as text.
 
     Args:
-        special_tokens: the tokenizer's special tokens, by their names in transformers.
+        special_tokens: special tokens by their names in transformers, such as `bos_token`.
 
     Raises:
-        UserError: if the template fails, or refuses the messages.
+        UserError: if the template fails or rejects the messages.
     """
     try:
         return (
@@ -105,23 +105,23 @@ def render_chat_template(
 
 
 class _TemplateRefusal(TemplateError):
-    """Raised by a template's own `raise_exception`."""
+    """Raised when a template calls `raise_exception`."""
 
 
 class _GenerationTag(Extension):
-    """`{% generation %} … {% endgeneration %}`: marks the assistant's words for training."""
+    """`{% generation %} … {% endgeneration %}`: marks the assistant's tokens for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Parse the block's body into a scope of its own."""
+        """Parse the block's body into its own scope."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 class _SafeNamespace(Namespace):
-    """Jinja's namespace; names that begin with an underscore are refused."""
+    """Jinja namespace that rejects names starting with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         for name in dict(*args[1:], **kwargs):
@@ -139,7 +139,7 @@ def _check_namespace_name(name: Any) -> None:
 
 
 def _create_environment() -> ImmutableSandboxedEnvironment:
-    """A Jinja sandbox with the filters, globals and tags of transformers."""
+    """Create a Jinja sandbox with the filters, globals and tags of transformers."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension]
     )
@@ -159,11 +159,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without Jinja's HTML escapes."""
+    """Dump as JSON without Jinja's HTML escapes."""
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    return text.replace(json.dumps(NUL)[1:-1], NUL)  # keep marks of special tokens
+    return text.replace(json.dumps(NUL)[1:-1], NUL)  # keep the marks of special tokens
 
 
 def _raise_exception(message: str) -> None:
@@ -180,11 +180,11 @@ def _strip_nul(value: Any) -> Any:
     return value
 
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # in this order of preference
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # in order of preference
 
 
 def _add_reasoning_keys(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its reasoning under the two names that templates read, as in transformers."""
+    """Add a message's reasoning under both names that templates read, as transformers does."""
     values = (message.get(name) for name in REASONING_KEYS)
     reasoning = next((value for value in values if value is not None), None)
     if reasoning is None:

@@ -1,5 +1,6 @@
-"""OpenAI's API: `/v1/models`, `/v1/completions`, `/v1/chat/completions`
-(platform.openai.com/docs/api-reference), with one model, the run's.
+"""OpenAI-compatible API: `/v1/models`, `/v1/completions`, `/v1/chat/completions`.
+
+Reference: platform.openai.com/docs/api-reference. The only model is the run's.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ Prompt = str | list[int]
 
 @dataclass(frozen=True)
 class _GenerationJob:
-    """A validated request: its prompts, and how to continue them."""
+    """Validated request: prompts and generation settings."""
 
     body: GenerationRequest
     prompts: list[Prompt]
@@ -62,7 +63,7 @@ class _GenerationJob:
 
 
 def openai_routes(models: ModelCache, worker: DeviceWorker) -> list[Route]:
-    """Routes of OpenAI's API."""
+    """Routes of the OpenAI-compatible API."""
     endpoints = _OpenAIEndpoints(models, worker)
     return [
         Route("/v1/models", endpoints.list_models),
@@ -72,7 +73,7 @@ def openai_routes(models: ModelCache, worker: DeviceWorker) -> list[Route]:
     ]
 
 
-MAX_WARNINGS = 100  # unknown fields that are logged
+MAX_WARNINGS = 100  # limit of logged field names
 
 
 class _OpenAIEndpoints:
@@ -87,11 +88,11 @@ class _OpenAIEndpoints:
         return {"id": self._name, "object": "model", "created": created, "owned_by": "mlxgpt"}
 
     async def list_models(self, request: Request) -> Response:
-        """List the one model."""
+        """List the models; there is only the run's."""
         return FiniteJSONResponse({"object": "list", "data": [self._model_info()]})
 
     async def get_model(self, request: Request) -> Response:
-        """Describe the one model, by its name."""
+        """Describe the model with this name."""
         if request.path_params["name"] != self._name:
             return self._model_not_found()
         return FiniteJSONResponse(self._model_info())
@@ -100,7 +101,7 @@ class _OpenAIEndpoints:
         return auth.error_response(404, "model not found", f"this server has {self._name!r} only.")
 
     async def create_completion(self, request: Request) -> Response:
-        """Continue prompts."""
+        """Generate completions of prompts."""
         body = await parse_request(request, CompletionRequest)
         if body.model != self._name:
             return self._model_not_found()
@@ -111,7 +112,7 @@ class _OpenAIEndpoints:
         return await self._respond(job, builder)
 
     async def create_chat_completion(self, request: Request) -> Response:
-        """Answer a conversation, encoded by the run's chat template."""
+        """Generate replies to a conversation, encoded with the run's chat template."""
         body = await parse_request(request, ChatCompletionRequest)
         if body.model != self._name:
             return self._model_not_found()
@@ -127,7 +128,7 @@ class _OpenAIEndpoints:
         return await self._respond(job, ChatResponseBuilder(self._name, body.num_top_logprobs))
 
     def _log_unknown_fields(self, names: list[str]) -> None:
-        """Log ignored fields, each name once."""
+        """Log unknown fields, each name only once."""
         for name in names:
             if name not in self._warned_fields and len(self._warned_fields) < MAX_WARNINGS:
                 self._warned_fields.add(name)
@@ -140,7 +141,7 @@ class _OpenAIEndpoints:
             model = self._models.get_model()
             encoded = [_encode_prompt(model, prompt) for prompt in job.prompts]
             prompt_lengths.extend(map(len, encoded))
-            yield None  # all prompts are valid: from here on the response can begin
+            yield None  # all prompts are valid: the response can start
             index = 0
             for prompt, ids in zip(job.prompts, encoded, strict=True):
                 echo = (yield from _echo_prompt(model, prompt, ids, job)) if job.echo else None
@@ -168,7 +169,7 @@ class _OpenAIEndpoints:
 def _create_job(
     body: GenerationRequest, prompts: list[Prompt], max_tokens: int, echo: bool
 ) -> _GenerationJob:
-    """A request with its settings validated."""
+    """Validate a request's generation settings."""
     if body.n * len(prompts) > MAX_CHOICES:
         raise UserError(
             f"{len(prompts)} prompts with n = {body.n} are {body.n * len(prompts)} completions",
@@ -191,9 +192,9 @@ def _encode_prompt(model: LoadedModel, prompt: Prompt) -> list[int]:
 def _echo_prompt(
     model: LoadedModel, prompt: Prompt, ids: list[int], job: _GenerationJob
 ) -> Generator[None, None, tuple[str, list[TokenLogprob]]]:
-    """The prompt as it was sent, and its tokens with log-probabilities, if these are requested.
+    """Return the prompt as it was sent, and its tokens with log-probabilities if requested.
 
-    A token that `encode` put before a text is left out. Yields to give other requests a turn.
+    Omits a token that `encode` prepended to a text. Yields None to let other requests take turns.
     """
     num_top_logprobs, token_bytes = job.body.num_top_logprobs, model.tokenizer.token_bytes
     has_prefix = isinstance(prompt, str) and (
@@ -225,9 +226,9 @@ def _echo_prompt(
 
 
 def map_char_offsets(normalized: str, original: str) -> list[int]:
-    """Offset in the original text of each character of the normalized one, and of its end.
+    """Map each character of a normalized text, and its end, to its offset in the original text.
 
-    Normalization removes characters, or replaces one by another.
+    Normalization only removes characters, or replaces one with another.
     """
     offsets, position = [], 0
     for character in normalized:
@@ -247,7 +248,7 @@ def _generate_choice(
     job: _GenerationJob,
     echo: tuple[str, list[TokenLogprob]] | None,
 ) -> Iterator[TextDelta]:
-    """Generate one choice: the text that `mlxgpt generate` writes with this seed."""
+    """Generate one choice; the text is the same as `mlxgpt generate` with this seed."""
     finish_reason, offset, token_bytes = "length", 0, model.tokenizer.token_bytes
     if echo:
         text, tokens = echo
@@ -256,7 +257,7 @@ def _generate_choice(
     if not job.max_tokens:
         yield TextDelta(index, "", finish_reason=finish_reason)
         return
-    # The prompt may end within a character.
+    # The prompt may end in the middle of a UTF-8 character.
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     decode(b"".join(map(token_bytes, ids[-MAX_UTF8_BYTES:])))
     num_top_logprobs = 0 if job.body.num_top_logprobs is None else max(1, job.body.num_top_logprobs)

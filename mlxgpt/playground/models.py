@@ -1,4 +1,4 @@
-"""Cache of a run's models, by checkpoint step, and of their latest forward traces."""
+"""LRU cache of a run's models, by checkpoint step, and of their forward traces."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mlxgpt.storage.run import Run, open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-# The run is opened again only if one of these changed: GPT-2's tokenizer takes 0.3 s to read.
+# The run is reopened only if one of these changes: loading GPT-2's tokenizer takes 0.3 s.
 RUN_FILES = ("run.json", "config.toml", "tokenizer.json")
-MAX_CACHED = 4  # models; and forward traces
-MAX_CACHED_PARAMETERS = 500_000_000  # of all cached models; a larger one is cached alone
+MAX_CACHED = 4  # limit of models, and of forward traces
+MAX_CACHED_PARAMETERS = 500_000_000  # of all cached models together; a larger model is cached alone
 
 
 class ModelCache:
-    """Models and forward traces of one run; a cached model no longer needs the run's folder.
+    """Cache of one run's models and forward traces; cached models outlive the run's folder.
 
-    Models and traces belong to the device worker's thread; the run may be opened in any thread.
+    Use models and traces only in the device worker's thread; `get_run` is safe in any thread.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,34 +34,34 @@ class ModelCache:
         self._traces: OrderedDict[tuple, ForwardTrace] = OrderedDict()
 
     def get_run(self) -> Run:
-        """The run, opened again if its files changed.
+        """Return the run, reopened if its files have changed.
 
         Raises:
-            UserError: if it is gone, or damaged.
+            UserError: if the run no longer exists or is damaged.
         """
         if not files.is_folder(self.folder):
             raise UserError(
                 f"the run {self.folder.name} no longer exists",
                 "restart mlxgpt play with another run.",
             )
-        with contextlib.suppress(OSError):  # open_run reports what is missing
+        with contextlib.suppress(OSError):  # open_run reports missing files
             mtimes = [(self.folder / name).stat().st_mtime_ns for name in RUN_FILES]
-            cached = self._run  # read once: another thread may replace it
+            cached = self._run  # read only once, since another thread may replace it
             if cached is None or cached[0] != mtimes:
                 cached = self._run = mtimes, open_run(self.folder)
             return cached[1]
         return open_run(self.folder)
 
     def get_model(self, step: int | None = None) -> LoadedModel:
-        """The model after `step` steps; default: the best checkpoint, else the newest.
+        """Return the model at `step`; default: the best checkpoint, else the latest.
 
-        If the run is gone: a cached model, by default the newest one.
+        If the run no longer exists, only cached models are available; default: the latest.
         """
         if step is None:
             step = self._default_step()
         mtime = self._weights_mtime(step)
         cached_mtime, model = self._models.get(step, (None, None))
-        if model is None or mtime not in (None, cached_mtime):  # not cached, or changed since
+        if model is None or mtime not in (None, cached_mtime):  # not cached or outdated
             model = load(str(self.get_run().folder), checkpoint=str(step))
             self._models.pop(step, None)
             capacity = MAX_CACHED_PARAMETERS // count_parameters(model.run.config.model)
@@ -71,7 +71,7 @@ class ModelCache:
         return model
 
     def _weights_mtime(self, step: int) -> int | None:
-        """Modification time of a step's weights, in ns; None if they are gone."""
+        """Modification time of a step's checkpoint folder in ns; None if it does not exist."""
         for name in ("checkpoints", "snapshots"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return checkpoint_folder(self.folder / name, step).stat().st_mtime_ns
@@ -85,7 +85,7 @@ class ModelCache:
     def get_trace(
         self, model: LoadedModel, ids: Sequence[int], disabled_heads: frozenset[tuple[int, int]]
     ) -> ForwardTrace:
-        """The trace of a model's forward pass over ids, with some attention heads off."""
+        """Trace the model's forward pass over ids, with some (layer, head) disabled."""
         key = (model, tuple(ids), disabled_heads)
         if (trace := self._traces.get(key)) is None:
             _evict_lru(self._traces, MAX_CACHED)
@@ -95,6 +95,6 @@ class ModelCache:
 
 
 def _evict_lru(cache: OrderedDict, capacity: int) -> None:
-    """Drop the least recently used entries, until there is room for one more."""
+    """Evict the least recently used entries until there is room for one more."""
     while len(cache) >= max(1, min(capacity, MAX_CACHED)):
         cache.popitem(last=False)

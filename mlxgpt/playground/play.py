@@ -1,4 +1,4 @@
-"""The function behind `mlxgpt play`: finds the run, starts the server, opens the page."""
+"""`mlxgpt play`: find the run, start the server and open the web UI."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def play(
     runs_dir: PathLike | None = None,
     ready: Callable[[str, str], None] = lambda address, key: None,
 ) -> None:
-    """Open a page to see inside a run's model, on this machine alone; until Ctrl-C.
+    """Serve the web UI and the OpenAI-compatible API of a run on localhost until Ctrl-C.
 
     Args:
-        run: name or folder; default: the newest, also where it has no checkpoint yet.
-        port: to listen on; 0: any that is free.
-        browser: whether to open the page.
-        runs_dir: where runs are; default: the folder `runs`.
-        ready: is called with the page's address and its key, once the server listens.
+        run: name or folder; default: the newest run, even if it has no checkpoint yet.
+        port: port to listen on; 0: any free port.
+        browser: whether to open the web UI in a browser.
+        runs_dir: folder of the runs; default: `runs`.
+        ready: called with the URL and the API key once the server is listening.
 
     Raises:
         UserError: if there is no run, a package is not installed, or the port is taken.
@@ -38,7 +38,7 @@ def play(
     except ImportError as error:
         raise UserError(
             f"mlxgpt play needs {error.name}, which is not installed",
-            'install it: pip install "mlxgpt[play]"; in a checkout, pip install -e ".[play]".',
+            'install it in a checkout: pip install -e ".[play]".',
         ) from error
     runs_folder = resolve_folder("runs", runs_dir)
     run_paths = run_folders.list_run_folders(runs_folder)

@@ -1,4 +1,4 @@
-"""Request bodies: JSON, validated by pydantic models with each field's type and bounds."""
+"""Request bodies: JSON validated by pydantic models."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 MAX_PROMPT_CHARS = 100_000
-MAX_IDS = 20_000  # of a prompt
-MAX_NEW_TOKENS = 4_000  # of one choice
-MAX_CHOICES = 16  # of one request
+MAX_IDS = 20_000  # token ids per prompt
+MAX_NEW_TOKENS = 4_000  # per choice
+MAX_CHOICES = 16  # per request
 
 
 def _as_stop_list(value: Any) -> Any:
-    """Put a single stop string into a list; an empty string becomes an empty list."""
+    """Wrap a single stop string in a list; an empty string becomes an empty list."""
     return [value] * bool(value) if isinstance(value, str) else value
 
 
 def _as_prompt_list(value: Any) -> Any:
-    """Put a single prompt, a string or token ids, into a list."""
+    """Wrap a single prompt, a string or token ids, in a list."""
     is_ids = isinstance(value, list) and value and all(type(id) is int for id in value)
     return [value] if isinstance(value, str) or is_ids else value
 
@@ -41,7 +41,7 @@ def _as_prompt_list(value: Any) -> Any:
 def _join_text_parts(content: Any) -> Any:
     """Join a message's content if it is a list of text parts.
 
-    A list with other parts stays as it is, and is refused afterwards.
+    A list with other parts is returned unchanged; validation then rejects it.
     """
     if not isinstance(content, list):
         return content
@@ -81,7 +81,7 @@ StopStrings = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Base of all requests. A field that is null has its default."""
+    """Base class of requests. Fields that are null get their defaults."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     _raw_fields: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -97,12 +97,12 @@ class RequestModel(BaseModel):
 
     @property
     def raw_fields(self) -> dict[str, Any]:
-        """All fields that are not null, as they were sent, in their order."""
+        """All fields that are not null, unvalidated and in the order they were sent."""
         return self._raw_fields
 
 
 class SamplingRequest(RequestModel):
-    """Sampling settings, with the bounds of `config.SamplingParams`."""
+    """Sampling parameters; `config.parse_sampling_params` checks the bounds of the floats."""
 
     temperature: float | None = _number_field()
     top_p: float | None = _number_field()
@@ -111,26 +111,26 @@ class SamplingRequest(RequestModel):
     repetition_penalty: float | None = _number_field()
 
     def sampling_params(self) -> dict[str, Any]:
-        """The settings that are not null, by their names in `config.SamplingParams`."""
+        """The parameters that are set, as keyword arguments of `config.SamplingParams`."""
         return self.model_dump(include=set(SamplingRequest.model_fields), exclude_none=True)
 
 
 class UIRequest(SamplingRequest):
-    """A request of the web page."""
+    """Request of the web UI."""
 
     text: str = _string_field("")
     ids: TokenIds = Field([], description=f"a list of at most {MAX_IDS:,} token ids")
     step: int | None = _integer_field(None, 0, 10**18)
     max_tokens: int = _integer_field(200, 1, MAX_NEW_TOKENS)
     seed: int | None = _integer_field(None, 0, (1 << 53) - 1)
-    off: TokenIds = Field([], description="a list of head numbers")
+    disabled_heads: TokenIds = Field([], description="a list of head numbers")
     layer: int = _integer_field(0, 0, 1 << 31)
     position: int | None = _integer_field(None, 0, 1 << 31)
-    id: int = _integer_field(0, 0, 1 << 31)
+    token_id: int = _integer_field(0, 0, 1 << 31)
 
 
 class StreamOptions(RequestModel):
-    """Options of a stream."""
+    """OpenAI's `stream_options`."""
 
     include_usage: bool = False
 
@@ -139,9 +139,9 @@ MAX_LOGPROBS = 20
 
 
 class GenerationRequest(SamplingRequest):
-    """Fields that both of OpenAI's endpoints have.
+    """Fields common to `/v1/completions` and `/v1/chat/completions`.
 
-    top_k, min_p and repetition_penalty are not OpenAI's; other servers use these names.
+    OpenAI has no top_k, min_p and repetition_penalty; the names are those of other servers.
     """
 
     model: str = _string_field(...)
@@ -163,7 +163,7 @@ class GenerationRequest(SamplingRequest):
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """Number of likeliest tokens to return at each position; None: no log-probabilities."""
+        """Number of most likely tokens to return per position; None: no log-probabilities."""
         if isinstance(self.logprobs, bool):
             return self.top_logprobs if self.logprobs else None
         return self.logprobs
@@ -178,7 +178,7 @@ class GenerationRequest(SamplingRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """A request of `/v1/completions`."""
+    """Request of `/v1/completions`."""
 
     prompt: Annotated[list[PromptText | TokenIds], BeforeValidator(_as_prompt_list)] = Field(
         [""],
@@ -195,7 +195,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 
 class ChatMessage(RequestModel):
-    """A message of a conversation. Other fields are passed to the chat template."""
+    """Chat message. Additional fields are passed to the chat template."""
 
     role: Literal[ROLES]  # type: ignore[valid-type]
     content: Annotated[str, BeforeValidator(_join_text_parts)]
@@ -205,7 +205,7 @@ MAX_MESSAGES = 200
 
 
 class ChatCompletionRequest(GenerationRequest):
-    """A request of `/v1/chat/completions`."""
+    """Request of `/v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(
         min_length=1,
@@ -216,7 +216,7 @@ class ChatCompletionRequest(GenerationRequest):
     max_tokens: int = _integer_field(512, 1, MAX_NEW_TOKENS)
 
 
-MAX_FIELDS = 200  # each unknown one costs a search for similar names
+MAX_FIELDS = 200  # limits the time spent searching for similar names
 RequestT = TypeVar("RequestT", bound=RequestModel)
 
 
@@ -224,7 +224,7 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
     """Parse and validate a request's body.
 
     Raises:
-        UserError: if it is not a JSON object, or a field has a wrong type or is out of bounds.
+        UserError: if it is not a JSON object, or a field has the wrong type or is out of bounds.
     """
     try:
         tree = files.parse_json((await request.body()).decode())
@@ -240,7 +240,7 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
     except ValidationError as error:
         first_error = error.errors(include_url=False, include_context=False)[0]
         name = str(first_error["loc"][0])
-        # Other fields are shown whole: their location may be in what a validator made of them.
+        # Show other fields whole: the error's location may refer to a validator's output.
         path, value = _locate_value(tree, first_error["loc"] if name == "messages" else (name,))
         if first_error["type"] == "missing":
             path, value = (f"{path}.{first_error['loc'][-1]}" if path else name), None
@@ -250,7 +250,7 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
 
 
 def invalid_field_error(name: str, value: Any, allowed: str) -> UserError:
-    """The error for a field with a value that is not allowed; None stands for a missing one."""
+    """Create the error for a field whose value is not allowed; None: the field is missing."""
     problem = "is missing" if value is None else f"= {format_value(value)} is not valid"
     return UserError(f"{name} {problem}", f"send {allowed}.")
 
@@ -259,15 +259,15 @@ MAX_VALUE_CHARS = 60  # in an error message
 
 
 def format_value(value: Any) -> str:
-    """A value as JSON in ASCII, shortened."""
+    """Format a value as ASCII JSON, truncated to MAX_VALUE_CHARS."""
     line = json.dumps(value)
     return line if len(line) <= MAX_VALUE_CHARS else f"{line[: MAX_VALUE_CHARS - 1]}…"
 
 
 def _locate_value(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
-    """Path and value of a pydantic location in a tree.
+    """Find the path and value of a pydantic error location in a JSON tree.
 
-    Its last keys may be names of types that pydantic tried; these are left out.
+    Its last keys may be names of types that pydantic tried; they are ignored.
     """
     path, value = "", tree
     for key in keys:
@@ -286,8 +286,9 @@ MAX_DEPTH = 50  # levels of lists and objects
 
 
 def _check_tree(value: Any, path: str, depth: int) -> None:
-    """Refuse a tree that is nested too deeply, or with an unpaired surrogate: JSON can escape one,
-    but UTF-8 cannot encode it.
+    """Reject trees that are nested too deeply or contain an unpaired surrogate.
+
+    JSON can escape an unpaired surrogate, but UTF-8 cannot encode it.
     """
     if isinstance(value, str) and (surrogate := re.search("[\ud800-\udfff]", value)):
         raise UserError(

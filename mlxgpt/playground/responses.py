@@ -1,4 +1,4 @@
-"""Responses of OpenAI's `/v1/completions` and `/v1/chat/completions`, whole or in chunks."""
+"""Responses of `/v1/completions` and `/v1/chat/completions`, complete or in chunks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its log-probability.
+    """Token with its log-probability.
 
     Attributes:
-        content: its bytes, which may be only a part of a character.
-        logprob: None for a text's first token.
-        top_logprobs: (bytes, log-probability) of the likeliest tokens at its position, falling.
-        offset: of its first character in the text, in characters.
+        content: the token's bytes, possibly only part of a UTF-8 character.
+        logprob: None for the first token of a text.
+        top_logprobs: (bytes, log-probability) of the most likely tokens here, in descending order.
+        offset: offset of the token in the text, in characters.
     """
 
     content: bytes
@@ -31,10 +31,10 @@ class TextDelta:
     """New text of one choice.
 
     Attributes:
-        index: of the choice.
-        num_tokens: how many tokens were sampled for it.
-        finish_reason: why the choice ends here; None if it does not.
-        tokens: with their log-probabilities, if these were requested.
+        index: index of the choice.
+        num_tokens: number of sampled tokens.
+        finish_reason: "stop" or "length" if the choice ends here, else None.
+        tokens: tokens with log-probabilities, if requested.
     """
 
     index: int
@@ -45,11 +45,11 @@ class TextDelta:
 
 
 class ResponseBuilder(ABC):
-    """Builds the JSON of a request's responses.
+    """Builds the JSON of responses to one request.
 
     Args:
-        model: its name.
-        num_top_logprobs: number of likeliest tokens to return at each position; None: no
+        model: name of the model.
+        num_top_logprobs: number of most likely tokens to return per position; None: no
             log-probabilities.
     """
 
@@ -68,7 +68,7 @@ class ResponseBuilder(ABC):
     def build_response(
         self, choices: list[dict[str, Any]], *, streamed: bool = False
     ) -> dict[str, Any]:
-        """A response, or a chunk of one, with its choices."""
+        """Build a response, or a chunk of a streamed one."""
         return self._common_fields | {
             "object": self.chunk_object_type if streamed else self.object_type,
             "choices": choices,
@@ -76,15 +76,15 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     def build_choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
-        """A whole choice."""
+        """Build a complete choice."""
 
     @abstractmethod
     def build_delta_choice(self, delta: TextDelta) -> dict[str, Any]:
-        """A chunk's choice, with new text alone."""
+        """Build the choice of a chunk, with only the new text."""
 
 
 class CompletionResponseBuilder(ResponseBuilder):
-    """Responses of `/v1/completions`."""
+    """Builds responses of `/v1/completions`."""
 
     object_type = chunk_object_type = "text_completion"
     id_prefix = "cmpl"
@@ -111,7 +111,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         }
 
     def _top_logprobs(self, token: TokenLogprob) -> dict[str, float] | None:
-        """The likeliest tokens, and the token itself if it is not one of them."""
+        """Log-probabilities of the most likely tokens, and of the token itself."""
         if token.logprob is None:
             return None
         top = [*token.top_logprobs[: self._num_top_logprobs], (token.content, token.logprob)]
@@ -119,7 +119,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """Responses of `/v1/chat/completions`."""
+    """Builds responses of `/v1/chat/completions`."""
 
     object_type, chunk_object_type = "chat.completion", "chat.completion.chunk"
     id_prefix = "chatcmpl"
@@ -156,7 +156,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
 
 def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """A response's `usage`: token counts."""
+    """Build the `usage` of a response: token counts."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -165,7 +165,7 @@ def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def _decode_token(content: bytes, prefix: str = "") -> str:
-    """A token's text; for a part of a character its bytes, escaped as in OpenAI's API."""
+    """A token's text; if it is not valid UTF-8, its bytes, escaped as in OpenAI's API."""
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""One worker thread for all MLX work; requests take turns, one token each."""
+"""Worker thread for all MLX work; concurrent requests take turns, one token each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _END = object()
 
 
 class TooManyRequestsError(Exception):
-    """More than MAX_WAITING requests wait at once."""
+    """More than MAX_WAITING requests are waiting for the worker."""
 
 
-MAX_PREFETCH = 16  # items that a task makes ahead of its consumer
+MAX_PREFETCH = 16  # items that a task may produce ahead of its consumer
 
 
 class _Task:
@@ -36,9 +36,9 @@ class _Task:
         self.cancelled = False
 
     def advance(self) -> bool:
-        """Make one item, and return whether to make another one now.
+        """Produce one item and return whether to produce another now.
 
-        Runs in the worker's thread alone, since arrays belong to the thread that made them.
+        Only runs in the worker's thread, since MLX arrays belong to the thread that created them.
         """
         if self._finished:
             return False
@@ -64,15 +64,15 @@ class _Task:
         return False
 
     def _send_result(self, item: Any, error: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the server has ended
+        with contextlib.suppress(RuntimeError):  # the server has stopped
             self._loop.call_soon_threadsafe(self.results.put_nowait, (item, error))
 
 
-MAX_WAITING = 32  # requests that wait for an item
+MAX_WAITING = 32  # requests waiting for an item
 
 
 class DeviceWorker:
-    """The worker thread, and its queue of tasks."""
+    """Worker thread with a queue of tasks."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
@@ -91,20 +91,20 @@ class DeviceWorker:
                 runnable.append(task)
 
     async def stream(self, make_iterator: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """The items of an iterator that is created and advanced in the worker's thread.
+        """Yield the items of an iterator that is created and advanced in the worker's thread.
 
-        It stops with its consumer. A consumer that pauses does not count as waiting, and gets no
-        more turns.
+        The iterator is closed when its consumer stops. While a consumer pauses, it does not count
+        as waiting and gets no more turns.
 
         Raises:
-            TooManyRequestsError: if too many wait.
+            TooManyRequestsError: if MAX_WAITING requests are already waiting.
         """
         if self._waiting_count >= MAX_WAITING:
             raise TooManyRequestsError
         task = _Task(make_iterator)
         try:
             while True:
-                self._queue.put(task)  # also resumes a task that was MAX_PREFETCH items ahead
+                self._queue.put(task)  # also resumes a task that paused MAX_PREFETCH items ahead
                 self._waiting_count += 1
                 try:
                     item, error = await task.results.get()
@@ -123,7 +123,7 @@ class DeviceWorker:
     async def start_stream(
         self, make_iterator: Callable[[], Iterator[Any]]
     ) -> tuple[Any, AsyncGenerator[Any, None]]:
-        """The first item, and a stream of the rest; errors before the first are raised here."""
+        """Return the first item and a stream of the rest; raise errors that come before it."""
         stream = self.stream(make_iterator)
         try:
             return await anext(stream), stream
@@ -132,8 +132,8 @@ class DeviceWorker:
             raise
 
     async def call(self, function: Callable[[], T]) -> T:
-        """The result of a function that runs in the worker's thread; see `stream`."""
+        """Run a function in the worker's thread and return its result; raises as `stream` does."""
         async with contextlib.aclosing(self.stream(lambda: iter([function()]))) as results:
             async for result in results:
                 return result
-        raise AssertionError  # the stream has one item
+        raise AssertionError  # unreachable: the stream has one item

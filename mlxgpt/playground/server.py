@@ -1,4 +1,4 @@
-"""The HTTP server: routes, error responses, socket, startup."""
+"""HTTP server of `mlxgpt play`: routes, error responses, socket, startup."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mlxgpt.utils.errors import UserError
 
 
 def create_app(folder: Path, port: int, api_key: str) -> ASGIApp:
-    """The ASGI application: a run's web page, and OpenAI's API.
+    """Create the ASGI application: the web UI and the OpenAI-compatible API of a run.
 
     Args:
-        folder: the run's.
-        port: the port that the server listens on.
-        api_key: the key that each request needs.
+        folder: folder of the run.
+        port: port that the server listens on.
+        api_key: key that API requests must send.
     """
     models, worker = ModelCache(folder), DeviceWorker()
     app = Starlette(
@@ -66,15 +66,15 @@ HOST = "127.0.0.1"
 
 
 def bind_socket(port: int) -> socket.socket:
-    """A socket that only this machine can reach.
+    """Bind a socket on localhost.
 
     Args:
-        port: 0: any free one.
+        port: port number; 0: any free port.
 
     Raises:
-        UserError: if it is taken, or not allowed.
+        UserError: if the port is taken or not allowed.
     """
-    # With this protocol number asyncio sets TCP_NODELAY; without, chunks arrive 40 ms later.
+    # asyncio sets TCP_NODELAY only with this protocol number; otherwise chunks arrive 40 ms late.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -89,10 +89,10 @@ def bind_socket(port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """The uvicorn server: `run(sockets=[…])` serves until Ctrl-C.
+    """Uvicorn server; `run(sockets=[…])` serves until Ctrl-C.
 
     Args:
-        on_ready: is called once the server listens.
+        on_ready: called once the server is listening.
     """
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
@@ -112,6 +112,6 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen."""
+        """Start listening, then call `on_ready`."""
         await super().startup(sockets)
         self._on_ready()

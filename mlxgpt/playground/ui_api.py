@@ -1,4 +1,4 @@
-"""The web page's own API: generation, attention, logit lens, neighbors, training curves."""
+"""Web UI: its static files, and its API for generation, attention, logit lens and curves."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STATIC_DIR = Path(__file__).parent / "static"
 
 
 def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
-    """Routes of the web page: its API and its files."""
+    """Routes of the web UI: the page, its static files and its API."""
     endpoints = _UIEndpoints(models, worker)
 
     async def index(request: Request) -> Response:
@@ -52,17 +52,17 @@ def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
         Route("/", index),
         Mount("/static", StaticFiles(directory=STATIC_DIR)),
         Route("/api/run", endpoints.run_info),
-        Route("/api/course", endpoints.training_curves),
-        Route("/api/write", endpoints.generate, methods=["POST"]),
-        Route("/api/next", endpoints.next_tokens, methods=["POST"]),
-        Route("/api/look", endpoints.attention, methods=["POST"]),
+        Route("/api/curves", endpoints.training_curves),
+        Route("/api/generate", endpoints.generate, methods=["POST"]),
+        Route("/api/next_tokens", endpoints.next_tokens, methods=["POST"]),
+        Route("/api/attention", endpoints.attention, methods=["POST"]),
         Route("/api/lens", endpoints.logit_lens, methods=["POST"]),
         Route("/api/neighbors", endpoints.find_neighbors, methods=["POST"]),
     ]
 
 
-TOP_TOKEN_COUNT = 12  # likeliest tokens in each list
-MAX_ATTENTION_TOKENS = 128  # the last ones of the text
+TOP_TOKEN_COUNT = 12  # most likely tokens per list
+MAX_ATTENTION_TOKENS = 128  # longer texts are cut to their last tokens
 
 
 class _UIEndpoints:
@@ -70,7 +70,7 @@ class _UIEndpoints:
         self._models, self._worker = models, worker
 
     async def run_info(self, request: Request) -> Response:
-        """The run's name, size, snapshots and example prompt."""
+        """Name, size and snapshots of the run, and an example prompt."""
 
         def compute() -> dict[str, Any]:
             run = self._models.get_run()
@@ -83,25 +83,25 @@ class _UIEndpoints:
                 "block_size": model_config.block_size,
                 "vocab_size": run.tokenizer.vocab_size,
                 "max_tokens": MAX_NEW_TOKENS,
-                "ages": saved_steps,
+                "snapshots": saved_steps,
                 "step": self._models.get_model().step if saved_steps else None,
-                "opening": _example_prompt(run.tokenizer),
-                "trained": bool(run.data_name),
+                "example_prompt": _example_prompt(run.tokenizer),
+                "imported": not run.data_name,
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
 
     async def training_curves(self, request: Request) -> Response:
-        """Training curves and samples, read from the run's files."""
+        """Loss curves and samples, read from the run's files."""
         curves = await run_in_threadpool(lambda: _training_curves(self._models.get_run()))
         return FiniteJSONResponse(curves)
 
     async def generate(self, request: Request) -> Response:
-        """Generate a text, token by token, as server-sent events."""
+        """Stream generated tokens as server-sent events."""
         body = await parse_request(request, UIRequest)
         sampling_params = body.sampling_params() | {"max_tokens": body.max_tokens}
         seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
-        parse_sampling_params(sampling_params)  # raises before the response begins
+        parse_sampling_params(sampling_params)  # raises before the response starts
 
         def events() -> Iterator[dict[str, Any]]:
             model = self._models.get_model(body.step)
@@ -119,17 +119,17 @@ class _UIEndpoints:
                 yield {
                     "id": token.id,
                     "text": token.text,
-                    "name": _token_label(model.tokenizer, token.id),
+                    "label": _token_label(model.tokenizer, token.id),
                     "probability": token.probability,
                     "alternatives": _label_top_tokens(model.tokenizer, token.alternatives),
                 }
-            yield {"end": "stop" if finished else "length"}
+            yield {"finish_reason": "stop" if finished else "length"}
 
         first, rest = await self._worker.start_stream(events)
         return StreamingResponse(stream_sse_events(first, rest), media_type="text/event-stream")
 
     async def next_tokens(self, request: Request) -> Response:
-        """The likeliest next tokens: probabilities before and after the sampling settings."""
+        """Most likely next tokens, with probabilities before and after the sampling settings."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[tuple[int, str, float, float]]:
@@ -141,10 +141,13 @@ class _UIEndpoints:
             rows = zip(labeled, sampling_probs, strict=True)
             return [(*row, float(sampling_prob)) for row, sampling_prob in rows]
 
-        return FiniteJSONResponse({"likely": await self._worker.call(compute)})
+        return FiniteJSONResponse({"top_tokens": await self._worker.call(compute)})
 
     async def attention(self, request: Request) -> Response:
-        """A layer's attention weights, and the next token with and without disabled heads."""
+        """Attention weights of a layer, and the next tokens with and without the disabled heads.
+
+        The weights [n_head, T, T] are uint8 (255 for 1.0), in base64.
+        """
         body = await parse_request(request, UIRequest)
 
         def compute() -> dict[str, Any]:
@@ -157,14 +160,18 @@ class _UIEndpoints:
             return {
                 "tokens": _label_prompt_tokens(model.tokenizer, ids),
                 "attention": base64.b64encode(weights.tobytes()).decode(),
-                "usual": _label_top_tokens(model.tokenizer, baseline.next_tokens(TOP_TOKEN_COUNT)),
-                "without": _label_top_tokens(model.tokenizer, trace.next_tokens(TOP_TOKEN_COUNT)),
+                "baseline_next_tokens": _label_top_tokens(
+                    model.tokenizer, baseline.next_tokens(TOP_TOKEN_COUNT)
+                ),
+                "next_tokens": _label_top_tokens(
+                    model.tokenizer, trace.next_tokens(TOP_TOKEN_COUNT)
+                ),
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
 
     async def logit_lens(self, request: Request) -> Response:
-        """The likeliest next tokens at a position by each layer's residual stream."""
+        """Logit lens: most likely next tokens from the residual stream after each layer."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[list[tuple[int, str, float]]]:
@@ -178,26 +185,26 @@ class _UIEndpoints:
         return FiniteJSONResponse({"layers": await self._worker.call(compute)})
 
     async def find_neighbors(self, request: Request) -> Response:
-        """The tokens whose embeddings are nearest to a token's."""
+        """Tokens with the most similar embeddings, by cosine similarity."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[tuple[int, str, float]]:
             model = self._models.get_model(body.step)
-            _check_upper_bound("id", body.id, model.tokenizer.vocab_size - 1)
-            neighbors = model.find_neighbors(body.id, TOP_TOKEN_COUNT)
+            _check_upper_bound("token_id", body.token_id, model.tokenizer.vocab_size - 1)
+            neighbors = model.find_neighbors(body.token_id, TOP_TOKEN_COUNT)
             return _label_top_tokens(model.tokenizer, neighbors)
 
-        return FiniteJSONResponse({"likely": await self._worker.call(compute)})
+        return FiniteJSONResponse({"neighbors": await self._worker.call(compute)})
 
     def _load_model_and_ids(self, body: UIRequest) -> tuple[LoadedModel, list[int]]:
-        """The model, and the last ids of the prompt, as many as are shown."""
+        """The model and the prompt's last token ids, at most MAX_ATTENTION_TOKENS."""
         model = self._models.get_model(body.step)
         count = min(MAX_ATTENTION_TOKENS, model.run.config.model.block_size)
         return model, _encode_prompt(body, model)[-count:]
 
 
 async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
-    """Server-sent events of items; a UserError becomes the last event."""
+    """Format a stream's items as server-sent events; a UserError becomes the last event."""
     async with aclosing(rest):
         try:
             yield auth.format_sse_event(first)
@@ -208,18 +215,18 @@ async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> Asyn
 
 
 def _encode_prompt(body: UIRequest, model: LoadedModel) -> list[int]:
-    """The prompt's token ids, or those of its text."""
+    """Token ids of the prompt, given as ids or as text."""
     return (model.check_ids(body.ids) if body.ids else model.encode(body.text)).tolist()
 
 
 def _parse_disabled_heads(body: UIRequest, model: LoadedModel) -> frozenset[tuple[int, int]]:
-    """(layer, head) of each disabled head; requests number the heads layer by layer."""
+    """(layer, head) of each disabled head; in requests, its index is layer * n_head + head."""
     n_layer, n_head = model.run.config.model.n_layer, model.run.config.model.n_head
-    if any(index >= n_layer * n_head for index in body.off):
+    if any(index >= n_layer * n_head for index in body.disabled_heads):
         raise UserError(
             "no such attention head", f"the model has {n_layer * n_head} heads, numbered from 0."
         )
-    return frozenset(divmod(index, n_head) for index in body.off)
+    return frozenset(divmod(index, n_head) for index in body.disabled_heads)
 
 
 def _check_upper_bound(name: str, value: int, high: int) -> None:
@@ -228,7 +235,7 @@ def _check_upper_bound(name: str, value: int, high: int) -> None:
 
 
 def _token_label(tokenizer: Tokenizer, id: int) -> str:
-    """A token's text, or its bytes in hex if they are only a part of a character."""
+    """A token's text, or its bytes in hex if they are not valid UTF-8."""
     content = tokenizer.token_bytes(id)
     try:
         return content.decode()
@@ -241,7 +248,7 @@ def _label_top_tokens(tokenizer: Tokenizer, top_tokens: TopTokens) -> list[tuple
 
 
 def _label_prompt_tokens(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[int, str, str]]:
-    """(id, text, label) of each token; a character of several tokens is the last one's text."""
+    """(id, text, label) of each token; a multi-token character is the text of its last token."""
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     labeled = []
     for id in ids:
@@ -255,7 +262,7 @@ EXAMPLE_PROMPTS = ("ROMEO:", "The ", "Once upon a time")
 
 
 def _example_prompt(tokenizer: Tokenizer) -> str:
-    """A story's beginning; for characters the first prompt that the vocabulary can spell."""
+    """An example prompt; for a character-level tokenizer, one that its vocabulary covers, or ""."""
     if not isinstance(tokenizer, CharTokenizer):
         return EXAMPLE_PROMPTS[-1]
     vocab = set(tokenizer.characters)
@@ -288,5 +295,5 @@ def _training_curves(run: Run) -> dict[str, Any]:
         "samples": [
             (step, replace_unprintable(text)) for step, text in run.samples(MAX_SAMPLE_CHARS)
         ][-MAX_CURVE_POINTS:],
-        "ages": run.saved_steps(),
+        "snapshots": run.saved_steps(),
     }

@@ -1,4 +1,4 @@
-"""Request fields that this server lacks: refused if they would change a text, else ignored."""
+"""Unsupported request fields: rejected if they would change the output, otherwise ignored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ smoothing_factor epsilon_cutoff eta_cutoff penalty_alpha ban_eos_token custom_to
 sampler_priority sampler_order negative_prompt preset character instruction_template memory
 stop_sequence stop_sequences watermark decoder_input_details top_n_tokens until
 """
-# Fields that change a text; each with its values, besides null and empty ones, that do not.
+# Fields that change the output, with neutral values that do not (besides null and empty ones).
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED_NAMES.split(), ()) | {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
@@ -57,7 +57,7 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED_NAME
     "num_return_sequences": (1,),
     "encoder_repetition_penalty": (1,),
 }
-# Fields that change a text if they are false.
+# Fields that change the output if they are false.
 TRUE_ONLY_FIELDS = {
     "add_special_tokens",
     "skip_special_tokens",
@@ -65,7 +65,7 @@ TRUE_ONLY_FIELDS = {
     "do_sample",
 }
 
-# Fields that change no text: bookkeeping, speed, and details of features that are refused above.
+# Fields that do not change the output: metadata, speed, and details of features rejected above.
 _IGNORED_NAMES = """
 moderation user metadata store service_tier safety_identifier prompt_cache_key
 prompt_cache_retention prompt_cache_options parallel_tool_calls
@@ -98,15 +98,15 @@ REPLACEMENTS = {
 }
 
 
-SUGGESTION_SIMILARITY = 0.6  # from which a name is suggested for an unsupported field
-TYPO_SIMILARITY = 0.8  # from which an unknown field is a typo; `temprature` has 0.95
+SUGGESTION_SIMILARITY = 0.6  # minimum to suggest a name for an unsupported field
+TYPO_SIMILARITY = 0.8  # minimum to treat an unknown field as a typo; `temprature` has 0.95
 
 
 def find_unknown_fields(body: RequestModel) -> list[str]:
-    """Names of a request's fields that no known server has.
+    """Return the names of a request's fields that no known server supports.
 
     Raises:
-        UserError: for a field that would change the text, and for a typo.
+        UserError: for an unsupported field that would change the output, and for a typo.
     """
     own_fields = list(type(body).model_fields)
     unsupported = {
@@ -139,7 +139,7 @@ def _is_neutral(name: str, value: Any) -> bool:
 
 
 def _closest_name(name: str, names: list[str], cutoff: float) -> str | None:
-    """The most similar of some names, ignoring case; an anagram is the most similar."""
+    """The most similar name, ignoring case; anagrams come first. None: none is similar enough."""
     lower = name.lower().replace("-", "_")
     anagrams = [candidate for candidate in names if sorted(candidate) == sorted(lower)]
     return next(iter(anagrams or difflib.get_close_matches(lower, names, 1, cutoff)), None)

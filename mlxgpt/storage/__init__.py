@@ -1,1 +1,1 @@
-"""A run's folder, its logs and its checkpoints: written atomically, verified when read."""
+"""Run folders, logs and checkpoints: written atomically, verified when loaded."""

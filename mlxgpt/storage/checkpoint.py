@@ -1,10 +1,10 @@
-"""Checkpoints: written atomically, read verified.
+"""Save and load checkpoints: written atomically, verified when loaded.
 
 A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
-manifest.json (format version, step, hashes, the fingerprints of the model's settings and of the
-tokenizer, the spike guard's state). It is written under a scratch name, synced, and renamed, so
-that a visible one is whole. Nothing that a stranger writes into one runs code, leads out of it, or
-takes more memory than it is long.
+manifest.json (format version, step, hashes, fingerprints of the model settings and the tokenizer,
+spike guard state). It is written under a temporary name, synced, and renamed, so it is always
+complete. Loading an untrusted one runs no code, follows no links, and takes no more memory than the
+size of its files.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-CHECKPOINT_FORMAT = 2  # 1 had no state of the spike guard
+CHECKPOINT_FORMAT = 2  # format 1 had no spike guard state
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint is missing or damaged; an older one of the run may be whole."""
+    """A checkpoint is missing or damaged; an older one of the run may be undamaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Contents of a checkpoint.
 
     Attributes:
-        step: updates done.
-        model: fingerprint of the model's settings; empty in what was written before there was one.
+        step: optimizer steps done.
+        model: fingerprint of the model settings; empty in older checkpoints without it.
         tokenizer: fingerprint of the tokenizer that the model was trained with.
-        metrics: values stored with it, such as the loss; in the manifest its `report`.
-        guard: the spike guard's state; empty in format 1.
-        parameters: the model's arrays by their dotted names.
-        optimizer: the arrays of the optimizer's state; None if it was not loaded.
+        metrics: metrics at this step, such as the loss; `report` in the manifest.
+        guard: state of the spike guard; empty in format 1.
+        parameters: arrays of the model by their dotted names.
+        optimizer: arrays of the optimizer state; None if it was not loaded.
     """
 
     step: int
@@ -60,14 +60,14 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, check: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write a checkpoint into `folder`, which must exist, and return its path. An old one of that
-    step (damaged, or training would have resumed from it) is deleted when the new one is whole.
+    """Save a checkpoint in `folder`, which must exist, and return its path. An old checkpoint of
+    that step (damaged, or training would have resumed from it) is replaced.
 
     Args:
-        check: called before the checkpoint gets its name; it may raise.
+        check: called before the checkpoint is renamed to its final name; may raise.
 
     Raises:
-        UserError: if it cannot be written; nothing is left behind, and nothing is lost.
+        UserError: if it cannot be written; no partial files remain.
     """
     final = checkpoint_folder(folder, checkpoint.step)
     try:
@@ -109,17 +109,17 @@ def save_checkpoint(
     return final
 
 
-# A file is missing, or a folder is in its place, or the reverse.
+# Missing, or a folder in place of a file, or the reverse.
 MISSING_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """Read a checkpoint and verify its hashes.
+    """Load a checkpoint and verify its hashes.
 
     Raises:
-        DamagedCheckpointError: if it is missing, or not what was written.
-        UserError: if it is of a newer format, holds a link, or MLX cannot read its arrays.
-        OSError: if it cannot be read, though it may be whole.
+        DamagedCheckpointError: if it is missing or damaged.
+        UserError: if it is in a newer format, contains a link, or memory runs out.
+        OSError: if it cannot be read, though it may be undamaged.
     """
     file_names = (MODEL_FILE, OPTIMIZER_FILE) if with_optimizer else (MODEL_FILE,)
     try:
@@ -142,7 +142,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             parameters=parameters,
             optimizer=load_arrays(path / OPTIMIZER_FILE) if with_optimizer else None,
         )
-    except RuntimeError as error:  # MLX raises it for a file that could be read
+    except RuntimeError as error:  # from MLX, such as running out of memory
         if device_errors.classify_device_error(error):
             raise
         raise memory_limits.explain_out_of_memory(error) or _damaged_checkpoint(
@@ -160,7 +160,7 @@ def _damaged_checkpoint(path: Path, error: Exception) -> DamagedCheckpointError:
 
 
 def find_non_finite(arrays: Mapping[str, mx.array]) -> str | None:
-    """The name of the first array with NaN or infinity in it; None if all are finite."""
+    """Name of the first array that contains NaN or infinity; None if all are finite."""
     return next((name for name, value in arrays.items() if not mx.isfinite(value).all()), None)
 
 
@@ -168,7 +168,7 @@ STEP_FOLDER = re.compile(r"step-(\d{7,18})", re.ASCII)
 
 
 def list_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in `folder`, ascending."""
+    """Steps of the checkpoints in `folder`, ascending."""
     if not files.is_folder(folder):
         return []
     return sorted(
@@ -179,17 +179,17 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """The path of a step's checkpoint."""
+    """Path of the checkpoint of a step."""
     return folder / f"step-{step:07d}"
 
 
 def parse_step(path: Path) -> int:
-    """The step of the checkpoint at a path."""
+    """Step of the checkpoint at a path."""
     return int(path.name.removeprefix("step-"))
 
 
 def prune_checkpoints(folder: Path, keep: set[int]) -> None:
-    """Delete the checkpoints of all steps but `keep`, and leftovers of interrupted writes."""
+    """Delete all checkpoints except those of steps in `keep`, and remains of interrupted writes."""
     for step in list_steps(folder):
         if step not in keep:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Size and cost of a tier, a config or a run, and the list of runs."""
+"""Size and cost of a config or a run, and the list of runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ConfigInfo:
     """Size and cost of a config or a run.
 
     Attributes:
-        parameters: number of parameters by part; under "all", their sum.
-        flops_per_token: of training, forward and backward.
-        training_tokens: tokens of all planned steps.
-        memory_bytes: least memory for weights, gradients and AdamW's two moments.
+        parameters: number of parameters by part; "all" is their sum.
+        flops_per_token: training FLOPs per token, forward and backward.
+        training_tokens: tokens in all planned steps.
+        memory_bytes: minimum memory for weights, gradients and AdamW's two moments.
     """
 
     name: str
@@ -53,7 +53,13 @@ def info(
 ) -> ConfigInfo:
     """Size and cost of a tier, a config or a run: shape, parameters, FLOPs, memory."""
     step = val_loss = None
-    if tier is None and config is None and "recipe" not in settings:
+    has_settings = tier is not None or config is not None or bool(settings)
+    if run is not None and has_settings:
+        raise UserError(
+            f"the run {run} cannot be combined with a tier, a config or settings",
+            "omit the run, or omit them.",
+        )
+    if not has_settings:
         opened_run = run_folders.find_run(run, resolve_folder("runs", runs_dir))
         name, resolved_config = opened_run.name, opened_run.config
         step = opened_run.steps()[-1] if opened_run.steps() else None
@@ -77,7 +83,7 @@ def info(
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A row of the list of runs; `steps` is 0 for an imported run, which has none planned."""
+    """A row in the list of runs; `steps` is the planned steps, 0 for an imported run."""
 
     name: str
     step: int
@@ -88,9 +94,7 @@ class RunSummary:
 
 
 def runs(*, runs_dir: PathLike | None = None) -> list[RunSummary]:
-    """List all runs, the newest first. Those that are damaged or cannot be read are logged and left
-    out.
-    """
+    """List all runs, newest first. Damaged or unreadable runs are logged and skipped."""
     summaries = []
     for folder in run_folders.list_run_folders(
         resolve_folder("runs", runs_dir), skip_unreadable=True

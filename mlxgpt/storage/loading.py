@@ -1,4 +1,4 @@
-"""Reads the model of a run's checkpoint, and opens the data that the run was trained with."""
+"""Load the model of a run from a checkpoint, and open the dataset that it was trained on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 def load_model(
     run: Run, selector: str = "best", *, fall_back: bool = True
 ) -> tuple[GPT, Checkpoint]:
-    """Load the model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that
-    were skipped are logged.
+    """Load the model of a run from a checkpoint: `best`, `newest`, or a step. Logs damaged
+    checkpoints that were skipped.
 
     Args:
-        fall_back: where the best or the newest is damaged, use the newest that is whole.
+        fall_back: if the best or newest checkpoint is damaged, use the newest undamaged one.
 
     Raises:
-        UserError: if there is none, it is damaged, or it was made with another tokenizer.
+        UserError: if the checkpoint is missing or damaged, or has another tokenizer than the run.
     """
     path = run.checkpoint_path(selector)
     paths = [path]
@@ -43,14 +43,14 @@ def load_model(
     ckpt = run.load_first_valid(paths)
     n_stored = sum(value.size for value in ckpt.parameters.values())
     n_expected = count_parameters(run.config.model)
-    if n_stored != n_expected:  # before a model of that size is built
+    if n_stored != n_expected:  # before memory for the model is allocated
         raise UserError(
             f"config.toml describes {n_expected:,} parameters, but the checkpoint has {n_stored:,}",
             "restore the config.toml that belongs to the run's checkpoints.",
         )
     model = GPT(run.config.model)
     parameters = ckpt.parameters
-    if path.parent == run.snapshots:  # snapshots are in 16 bits
+    if path.parent == run.snapshots:  # snapshots are 16-bit
         parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
     load_parameters(model, parameters)
     return model, ckpt
@@ -63,7 +63,7 @@ def load_run_model(
     *,
     fall_back: bool = True,
 ) -> tuple[Run, GPT, int]:
-    """Open a run and load the model of one of its checkpoints, with its step; see `load_model`."""
+    """Open a run and load its model: (run, model, step of the checkpoint); see `load_model`."""
     opened_run = runs.find_run(run, resolve_folder("runs", runs_dir))
     model, ckpt = load_model(opened_run, checkpoint, fall_back=fall_back)
     logger.info("%s, step %s", opened_run.folder, f"{ckpt.step:,}")

@@ -1,10 +1,10 @@
-"""The logs in a run's folder, line by line. Lines that were cut off or damaged are left out. A
-missing file counts as empty; one that cannot be read raises OSError.
+"""Logs in a run's folder. Truncated or damaged lines are skipped. A missing file counts as empty;
+an unreadable one raises OSError.
 
     metrics.jsonl    one object per logged step
-    history.jsonl    one object each time that training started or resumed: step, time, environment,
-                     changed settings, estimate; and one for each rollback after a loss spike
-    samples.txt      what the model wrote at each evaluation
+    history.jsonl    one object each time training starts or resumes: step, time, environment,
+                     changed settings, estimate; and one per rollback after a loss spike
+    samples.txt      text generated at each evaluation
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ SAMPLE_HEADER = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 
 @dataclass(frozen=True)
 class RunLogs:
-    """The logs in one run's folder. What is read from it may have been written by a stranger.
+    """The logs in one run's folder. Their contents are not trusted.
 
     Attributes:
-        folder_fd: of the folder, while training holds it: see `storage.run.hold_run_folder`.
+        folder_fd: file descriptor of the folder during training; see `run.hold_run_folder`.
     """
 
     folder: Path
     folder_fd: int | None = field(default=None, kw_only=True, compare=False)
 
     def check_folder_exists(self) -> None:
-        """Check the folder before each write of training: a deleted one must not be created again,
-        and one that was put in its place is not this run's.
+        """Check before each write during training that the run's folder is still there, so that a
+        deleted run is not created again and another run is not overwritten.
 
         Raises:
-            UserError: if the folder that is held was deleted, moved or replaced.
+            UserError: if the folder was deleted, moved or replaced.
         """
         if self.folder_fd is None:
             return
@@ -59,15 +59,15 @@ class RunLogs:
             )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line of metrics."""
+        """Append a record to the metrics."""
         self._append(METRICS_FILE, json.dumps(record) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics, each with its step."""
+        """Yield the records of the metrics, each with its step."""
         return self._read_records(METRICS_FILE)
 
     def has_metrics(self, step: int) -> bool:
-        """Whether a step's metrics are there."""
+        """Whether metrics were logged for a step."""
         return any(record["step"] == step for record in self.metrics())
 
     def log_session_start(
@@ -81,13 +81,13 @@ class RunLogs:
 
         Args:
             changed: settings that changed, name -> (old, new).
-            estimate: what training was estimated to take.
+            estimate: estimated duration, memory and validation loss; see training/estimate.py.
         """
         session = {"on": dict(environment), "changed": dict(changed), "forecast": dict(estimate)}
         self._append_history(step, session)
 
     def log_rollback(self, step: int, spike_step: int) -> None:
-        """Append to the history that training went back to a step after a loss spike."""
+        """Append to the history that training rolled back to a step after a loss spike."""
         self._append_history(step, {"spiked": spike_step})
 
     def _append_history(self, step: int, extra: Mapping[str, Any]) -> None:
@@ -95,11 +95,11 @@ class RunLogs:
         self._append(HISTORY_FILE, json.dumps({"step": step, "time": time, **extra}) + "\n")
 
     def history(self) -> Iterator[dict[str, Any]]:
-        """The lines of its history, each with its step."""
+        """Yield the records of the history, each with its step."""
         return self._read_records(HISTORY_FILE)
 
     def last_environment(self) -> dict[str, str]:
-        """The environment that it was last trained in; {} if that is not known."""
+        """Environment of the last training session; {} if unknown."""
         environments = deque((line["on"] for line in self.history() if "on" in line), maxlen=1)
         environment = environments[0] if environments else None
         if not isinstance(environment, dict):
@@ -107,11 +107,11 @@ class RunLogs:
         return {str(name): str(value) for name, value in environment.items()}
 
     def add_sample(self, step: int, text: str) -> None:
-        """Append what the model wrote at a step."""
+        """Append the text generated at a step."""
         self._append(SAMPLES_FILE, f"--- step {step}\n{text}\n\n")
 
     def samples(self, max_chars: int) -> Iterator[tuple[int, str]]:
-        """What the model wrote at each evaluation: (step, text), texts cut at `max_chars`."""
+        """Yield (step, text) of the samples, with each text cut at `max_chars`."""
         step, text = None, ""
         with self._open_log(SAMPLES_FILE) as content, _as_text(content) as file:
             while line := file.readline(max_chars):
@@ -125,8 +125,8 @@ class RunLogs:
             yield step, text.strip("\n")
 
     def truncate_after(self, step: int) -> bool:
-        """Delete metrics and samples after a step; whether that step's own metrics are there. If
-        not, its sample is deleted too. Nothing is written before all was read.
+        """Delete metrics and samples after a step, and return whether that step has metrics. If
+        not, its sample is deleted, too. Nothing is written before everything has been read.
         """
         records = {record["step"]: record for record in self.metrics() if record["step"] <= step}
         last_sample_step = step if step in records else step - 1
@@ -145,20 +145,20 @@ class RunLogs:
         for name in (METRICS_FILE, SAMPLES_FILE, HISTORY_FILE):
             with contextlib.suppress(FileNotFoundError):
                 files.fsync_path(self.folder / name)
-        files.fsync_path(self.folder)  # which holds their names
+        files.fsync_path(self.folder)  # stores the file names
 
     def _append(self, name: str, text: str) -> None:
         self.check_folder_exists()
         path = self.folder / name
         with files.add_filename_to_errors(path), path.open("a+b") as file:
-            # A full disk, or a kill, may have cut off the last line.
+            # A full disk or a kill may have truncated the last line.
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 text = f"\n{text}"
             file.write(text.encode())
 
     @contextlib.contextmanager
     def _open_log(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a log file; an empty one if it is missing."""
+        """Open a log file; a missing one reads as empty."""
         path = self.folder / name
         try:
             file: IO[bytes] = path.open("rb")
@@ -177,12 +177,12 @@ class RunLogs:
                         yield record
 
     def _read_samples_until(self, step: int) -> Iterator[str]:
-        lines: list[str] = []  # since the last empty one, as a kill may cut off a sample's head
+        lines: list[str] = []  # since the last empty line; an incomplete last sample is dropped
         with self._open_log(SAMPLES_FILE) as content, _as_text(content) as file:
             for line in file:
                 if (header := SAMPLE_HEADER.fullmatch(line)) and int(header[1]) > step:
                     return
-                lines.append(line.replace("\0", ""))  # a power loss may leave them at a file's end
+                lines.append(line.replace("\0", ""))  # a power loss may append NULs
                 if line == "\n":
                     yield from lines
                     lines = []

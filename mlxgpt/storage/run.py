@@ -1,17 +1,16 @@
-"""A run's folder: config, tokenizer, metrics, samples, checkpoints. It is self-contained: any
-machine can generate from it.
+"""Run folders: config, tokenizer, metrics, samples, checkpoints. A run folder is self-contained and
+can be copied to another machine.
 
-    config.toml      the whole config; changed intervals are written back
-    run.json         format version, the data's name and fingerprint, how its texts begin, and where
-                     its first weights come from
+    config.toml      the complete config; updated when a run resumes with changed intervals
+    run.json         format version, name and fingerprint of the data, whether texts start with a
+                     BOS token, and the origin of the initial weights
     tokenizer.json
-    metrics.jsonl, history.jsonl, samples.txt: logs of its training, see storage/logs.py
-    chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
-                     has it
-    wandb.txt, tensorboard/: of --report-to, see training/loggers.py
+    metrics.jsonl, history.jsonl, samples.txt: logs, see storage/logs.py
+    chat_template.jinja  the Hugging Face chat template, if there is one
+    wandb.txt, tensorboard/: from --report-to, see training/loggers.py
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
-    snapshots/step-NNNNNNN/  weights alone, in 16 bits: see training/snapshots.py
+    snapshots/step-NNNNNNN/  16-bit weights only, see training/snapshots.py
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ logger = logging.getLogger(__name__)
 
 CONFIG_TOML, TOKENIZER_FILE, BEST_FILE = "config.toml", "tokenizer.json", "best.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-RUN_FORMAT = 3  # 1 had no settings of the spike guard, 2 did not store how texts begin
+RUN_FORMAT = 3  # format 1 had no spike guard settings, format 2 no add_bos_token
 
 
 @dataclass(frozen=True)
 class Run(RunLogs):
-    """An opened run folder. What is read from it may have been written by a stranger.
+    """An opened run folder. Its contents are not trusted.
 
     Attributes:
-        data_name, data_fingerprint: of the data it is trained on; None for an imported model.
-        add_bos_token: whether its texts begin with an end-of-text, as those trained here do where
-            there is one; GPT-2's own do not.
-        origin: where its first weights come from; empty: from the seed.
+        data_name, data_fingerprint: of the training data; None for an imported model.
+        add_bos_token: whether texts start with the end-of-text token: true for models trained by
+            mlxgpt if they have one, false for GPT-2.
+        origin: where the initial weights come from; empty: random.
     """
 
     config: Config
@@ -65,7 +64,7 @@ class Run(RunLogs):
 
     @property
     def bos(self) -> int | None:
-        """The token that its texts begin with; None where they begin without one."""
+        """Id of the token that texts start with; None if there is none."""
         return self.tokenizer.end_of_text if self.add_bos_token else None
 
     @property
@@ -81,19 +80,19 @@ class Run(RunLogs):
         return self.folder / "snapshots"
 
     def saved_steps(self) -> list[int]:
-        """The steps that have a checkpoint or a snapshot, ascending."""
+        """Steps with a checkpoint or a snapshot, ascending."""
         return sorted({*self.steps(), *checkpoint.list_steps(self.snapshots)})
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
+        """Steps with a checkpoint, ascending."""
         return checkpoint.list_steps(self.checkpoints)
 
     def best(self) -> Mapping[str, Any] | None:
-        """{"step", "val_loss"} of the best checkpoint; None before there is one. Where best.json is
-        damaged, the best one by the metrics.
+        """{"step", "val_loss"} of the best checkpoint; None if there is none yet. If best.json is
+        damaged, the best checkpoint is determined from the metrics.
 
         Raises:
-            UserError: if best.json is damaged, and the metrics have no evaluation either.
+            UserError: if best.json is damaged and the metrics contain no evaluation.
             OSError: if it cannot be read.
         """
         path = self.folder / BEST_FILE
@@ -132,13 +131,13 @@ class Run(RunLogs):
         metrics: Mapping[str, float] | None = None,
         guard: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a checkpoint of this run's model into one of its folders.
+        """Save a checkpoint of this run's model in one of its folders.
 
         Args:
             metrics, guard: see `Checkpoint`.
 
         Raises:
-            UserError: if it cannot be written; see `check_folder_exists`, too.
+            UserError: if it cannot be written, or the run's folder no longer exists.
         """
         self.check_folder_exists()
         ckpt = Checkpoint(
@@ -153,7 +152,7 @@ class Run(RunLogs):
         checkpoint.save_checkpoint(folder, ckpt, check=self.check_folder_exists)
 
     def checkpoint_path(self, selector: str = "best") -> Path:
-        """The folder of a checkpoint: `best` (the newest until there is one), `newest`, or a step.
+        """Path of a checkpoint: `best` (the newest if there is no best yet), `newest`, or a step.
 
         Raises:
             UserError: if there is no such checkpoint.
@@ -177,11 +176,11 @@ class Run(RunLogs):
     def load_first_valid(
         self, paths: Sequence[Path], *, with_optimizer: bool = False
     ) -> Checkpoint:
-        """Load the first checkpoint that is whole; damaged ones before it are logged.
+        """Load the first undamaged checkpoint; damaged ones before it are logged.
 
         Raises:
-            UserError: if none is whole, or it is not of this run.
-            OSError: if one cannot be read, though it may be whole.
+            UserError: if all are damaged, or it does not belong to this run.
+            OSError: if one cannot be read, though it may be undamaged.
         """
         for path in paths:
             try:
@@ -201,7 +200,7 @@ class Run(RunLogs):
                     f"the checkpoint {path} was written with a different tokenizer",
                     "restore the run's original checkpoint.",
                 )
-            # Shapes alone do not show all settings, such as the number of heads.
+            # Shapes alone do not determine all settings, such as the number of heads.
             if ckpt.model not in ("", self.config.model.fingerprint):
                 raise UserError(
                     f"the checkpoint {path} was written with different model settings than those "
@@ -212,14 +211,14 @@ class Run(RunLogs):
         raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
 
     def write_config(self, config: Config) -> None:
-        """Store a config in the folder."""
+        """Write the run's config.toml."""
         files.write_atomically(self.folder / CONFIG_TOML, toml.config_to_toml(config))
 
 
 @contextlib.contextmanager
 def hold_run_folder(run: Run) -> Iterator[Run]:
-    """Hold a run's folder open while it trains: its writes raise UserError once the folder was
-    deleted, moved or replaced, and nothing is written in its former place.
+    """Keep a run's folder open during training, so that writes raise UserError if the folder was
+    deleted, moved or replaced, instead of going to another folder at the same path.
     """
     folder_fd = os.open(run.folder, os.O_RDONLY)
     try:
@@ -254,7 +253,7 @@ def _check_folder_or_clean_up(run: Run) -> None:
 
 
 def _remove_leftovers(run: Run) -> None:
-    """Remove what was written while a run was deleted, which kept its folder from going."""
+    """Remove files written while the run was deleted, which kept its folder from being removed."""
     for folder in (run.checkpoints, run.snapshots):
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -278,12 +277,12 @@ def create_run(run: Run) -> None:
         "add_bos_token": run.add_bos_token,
         "origin": dict(run.origin),
     }
-    # Checked once more, since everything in the folder is deleted below.
+    # Checked again, since everything in the folder is deleted below.
     if run.steps():
         raise UserError(
             f"{folder} already contains checkpoints", "choose another name: --run NAME."
         )
-    # Under a scratch name, so that a killed process leaves either a run or nothing.
+    # Under a temporary name, so that a killed process leaves a complete run or nothing.
     scratch = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -306,7 +305,7 @@ def open_run(folder: Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        UserError: if it is not a run, damaged, or of a newer format.
+        UserError: if it is not a run, damaged, or in a newer format.
         OSError: if it cannot be read.
     """
     files.reject_symlinks(folder)
@@ -325,7 +324,7 @@ def open_run(folder: Path) -> Run:
             f"{folder / RUN_FILE} is damaged: {error}", "restore it, or use another run."
         ) from error
     config = toml.load_config(folder / CONFIG_TOML)
-    if config.train.dtype == "auto":  # a run stores the dtype that it chose
+    if config.train.dtype == "auto":  # runs store the dtype that was chosen
         raise UserError(f"{folder / CONFIG_TOML} is incomplete", "restore the run's original file.")
     tokenizer = tokenizer_json.load_tokenizer(folder / TOKENIZER_FILE)
     if tokenizer.fingerprint != metadata.get("tokenizer"):
@@ -350,10 +349,10 @@ def _check_data_name(name: Any) -> str:
 
 
 def find_run(name: str | None, runs_dir: Path) -> Run:
-    """Open a run by its name or folder; without one, the newest that has a checkpoint.
+    """Open a run by name or folder; without a name, the newest one with a checkpoint.
 
     Raises:
-        UserError: if there is none, with the folder that was searched.
+        UserError: if there is none.
     """
     if name is not None:
         folders = [runs_dir / name, Path(name)]
@@ -378,11 +377,10 @@ def find_run(name: str | None, runs_dir: Path) -> Run:
 
 
 def list_run_folders(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:
-    """The runs' folders, the one written to last first; a run that was killed while it was created
-    is left out.
+    """List the folders of runs, most recently written first, without incompletely created ones.
 
     Args:
-        skip_unreadable: log each folder that cannot be read, instead of raising its OSError.
+        skip_unreadable: log folders that cannot be read, instead of raising OSError.
     """
     mtimes: dict[Path, float] = {}
     for folder in files.list_matching(runs_dir, "[!.]*"):

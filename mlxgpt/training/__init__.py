@@ -1,1 +1,1 @@
-"""Training: from a request to a trained run. Prints nothing; callbacks get the events."""
+"""Training loop, optimizers, checkpointing and resuming. Prints nothing; events go to callbacks."""

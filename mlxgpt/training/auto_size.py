@@ -1,9 +1,10 @@
-"""A model size for a training time: how wide, how deep, and in which batches.
+"""Choose model size and batch size for a training time.
 
-A model too large for its time sees too few tokens, one too small has no room for what they say; and
-in between the loss is flat. So one rule is enough: of sizes timed here, the largest that still sees
-`TOKENS_PER_PARAMETER` of this text in its time; or half as many where the same text comes again and
-again, which teaches less than a larger model learns of it. How it was found: benchmarks/modern.md.
+A model too large for the time sees too few tokens, one too small lacks capacity, and in between the
+loss is nearly flat. So one rule is enough: of the sizes timed on this machine, take the largest
+that still sees `TOKENS_PER_PARAMETER` tokens per parameter. Half as many are enough beyond
+`MAX_EFFECTIVE_EPOCHS`, where repeated data helps less than a larger model. Measured in
+benchmarks/notes/modern.md.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ logger = logging.getLogger(__name__)
 AUTO_SIZED_FIELDS = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
 
 
-# (layers, width), each model about 1.5 times as large as the one before.
+# (n_layer, n_embd), each model about 1.5 times as large as the one before.
 MODEL_SIZES = (
     (2, 128), (2, 192), (2, 256), (2, 320), (3, 320), (3, 384), (4, 448), (4, 512), (5, 640),
     (6, 768), (8, 1024), (10, 1280),
 )  # fmt: skip
-MIN_STEP_TOKENS, MAX_STEP_TOKENS = 2048, 65_536  # tokens of a step, which are doubled in between
-MIN_BATCH_SPEEDUP = 1.4  # gain in tokens per second that doubling the batch must give
-OVERFIT_EPOCHS = 5  # longer runs ended with a higher validation loss (benchmarks/modern.md)
+MIN_STEP_TOKENS, MAX_STEP_TOKENS = 2048, 65_536  # tokens per step; doubled in between
+MIN_BATCH_SPEEDUP = 1.4  # speedup in tokens/s that doubling the batch must give
+OVERFIT_EPOCHS = 5  # longer runs ended with a higher validation loss (benchmarks/notes/modern.md)
 EVALUATIONS_PER_RUN = 10
 
 
 def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Config:
-    """`config` with the model size and the batch for a training time on this machine. Models have
-    few wide layers, which take less time than many narrow ones.
+    """Choose model size and batch size for a training time on this machine. Models have few wide
+    layers, which run faster than many narrow ones.
 
     Args:
-        config: what is not to be chosen; its vocabulary becomes the data's.
-        seconds: of training.
+        config: all other settings; the vocabulary size is taken from the data.
+        seconds: training time.
 
     Raises:
-        UserError: if there is no memory for the smallest one.
+        UserError: if the smallest model does not fit into memory.
     """
     logger.info("benchmarking candidate model sizes")
     block_size = config.model.block_size
@@ -58,7 +59,7 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
             best_config, {"batch_size": 2 * best_config.train.batch_size}
         )
         estimate = _estimate_config_or_none(larger_config, dataset)
-        # More and smaller steps learn more from as many tokens, as long as they take no longer.
+        # Per token, more and smaller steps learn more, so double the batch only if it is faster.
         if (
             not estimate
             or 2 * best_estimate.step_seconds < MIN_BATCH_SPEEDUP * estimate.step_seconds
@@ -89,15 +90,15 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
     return override_config(best_config, {"eval_interval": eval_interval})
 
 
-HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
+HEAD_SIZE = 64  # as in GPT-2, and supported by Metal's fused attention
 
 
 def _shape_overrides(layers: int, width: int) -> dict[str, int]:
     return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
 
 
-TOKENS_PER_PARAMETER = 2.0  # measured: benchmarks/modern.md
-MAX_EFFECTIVE_EPOCHS = 4  # that teach nearly as much as new text (Muennighoff et al., 2023)
+TOKENS_PER_PARAMETER = 2.0  # measured in benchmarks/notes/modern.md
+MAX_EFFECTIVE_EPOCHS = 4  # repeats nearly as good as new data (Muennighoff et al., 2023)
 
 
 def _sees_enough_tokens(config: Config, dataset: Dataset, steps: int) -> bool:
@@ -119,5 +120,5 @@ def _estimate_config(config: Config, dataset: Dataset) -> Estimate:
 def _estimate_config_or_none(config: Config, dataset: Dataset) -> Estimate | None:
     try:
         return _estimate_config(config, dataset)
-    except UserError:  # there is no memory for it
+    except UserError:  # does not fit into memory
         return None

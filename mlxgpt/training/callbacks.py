@@ -1,4 +1,4 @@
-"""Callbacks: the events of a training run, and its summary."""
+"""Callbacks for the events of a training run, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mlxgpt.training.selfcheck import CheckResult
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How a training run ended.
+    """Summary of a training run.
 
     Attributes:
-        run, data: their folders.
-        step: updates done; steps: updates planned.
-        loss: training loss of the last logged step, nats per token.
-        val_loss, best_step: best validation loss, and the step it was reached at.
-        seconds: of training since it was started or resumed, with evaluations and samples.
-        interrupted: whether it was stopped before its end.
-        resumed: whether there was something to resume (True for a run that was finished already).
-        try_it: the command line that generates from it.
-        warning: what differs from what was asked for.
+        run, data: folders of the run and of its data.
+        step: steps taken; steps: steps planned.
+        loss: training loss at the last logged step, nats per token.
+        val_loss, best_step: best validation loss, and its step.
+        seconds: training time since the start or resume, including evaluations and samples.
+        interrupted: whether training stopped before its last step.
+        resumed: whether an existing run was resumed (also True if it was already finished).
+        try_it: command line that generates text from the run.
+        warning: how the run differs from the request, if it does.
     """
 
     run: Path
@@ -48,7 +48,7 @@ class TrainingSummary:
     def from_run(
         cls, run: Run, dataset: Dataset, step: int, *, seconds: float = 0.0, resumed: bool = True
     ) -> TrainingSummary:
-        """The summary of a run after `step` updates, from its logs."""
+        """Summary of a run after `step` steps, from its logs."""
         last_record = deque(run.metrics(), maxlen=1)
         best = run.best()
         prompt = _make_example_prompt(dataset)
@@ -68,7 +68,7 @@ class TrainingSummary:
 
     @classmethod
     def for_non_main_rank(cls, run: Path, data: Path, step: int, steps: int) -> TrainingSummary:
-        """The summary of a non-main rank, which has no losses."""
+        """Summary on a non-main rank, which has no losses."""
         no_losses = dict.fromkeys(("loss", "val_loss", "best_step"))
         interrupted = step < steps
         return cls(
@@ -78,44 +78,44 @@ class TrainingSummary:
 
 
 def _make_example_prompt(dataset: Dataset) -> str:
-    """The beginning of the training text, as a prompt to try."""
+    """An example prompt: the start of the training data."""
     ids = [int(i) for i in dataset.train.ids[:40]]
     line = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
     return line if len(line) <= 30 else line[:30].rpartition(" ")[0] or line[:30]
 
 
 class Callback:
-    """Observes a training run: override the methods of interest. An exception ends training."""
+    """Base class of callbacks: override the events of interest. An exception ends training."""
 
     def on_prepare(self, stage: str, done: int, total: int) -> None:
-        """`done` of about `total` bytes of text are read, or encoded."""
+        """Progress of data preparation: `done` of about `total` bytes were read or tokenized."""
 
     def on_check(self, check: CheckResult) -> None:
-        """A result of the self-check."""
+        """A check of the self-check has finished."""
 
     def on_run(self, run: Run) -> None:
-        """The run is about to be created, or resumed; nothing of it is written yet."""
+        """The run is about to be created or resumed; nothing has been written yet."""
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
-        """The first step is about to be taken, `start` if the run is resumed; again after each
-        failure of the GPU.
+        """Training is about to begin after `start` steps (0 for a new run). Called again after each
+        GPU failure.
         """
 
     def on_log(self, record: dict[str, Any]) -> None:
-        """A line for metrics.jsonl is ready; by then the next step was handed to the device."""
+        """A record of metrics.jsonl is ready; usually the next step is already running."""
 
     def on_sample(self, step: int, text: str) -> None:
-        """A text that the model generated at an evaluation."""
+        """The model has generated a sample at an evaluation."""
 
     def on_save(self, step: int, size: int, seconds: float) -> None:
-        """A checkpoint of `size` bytes was written; called from another thread."""
+        """A checkpoint of `size` bytes was written. Called from another thread."""
 
     def on_train_end(self, summary: TrainingSummary) -> None:
-        """Training has ended: finished or interrupted."""
+        """Training has ended, finished or interrupted."""
 
 
 class CallbackList(Callback):
-    """Several callbacks as one: each event goes to all of them, in order."""
+    """Combines callbacks: passes each event to all of them, in order."""
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._callbacks = list(callbacks)

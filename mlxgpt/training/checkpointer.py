@@ -1,4 +1,4 @@
-"""Writes checkpoints in a thread, while training continues."""
+"""Write checkpoints in a background thread while training continues."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from mlxgpt.utils.errors import UserError
 
 
 def is_scheduled_checkpoint(config: Config, step: int) -> bool:
-    """Whether a checkpoint is written after `step` updates in any case, and not only because
-    training was stopped there.
+    """Whether the config schedules a checkpoint after `step` steps. Other checkpoints are written
+    only because training stopped there.
     """
     t = config.train
     return step == t.max_steps or step % t.save_interval == 0 or step % t.eval_interval == 0
 
 
-OTHER_FILES_BYTES = 1 << 20  # manifest, metrics and samples
+OTHER_FILES_BYTES = 1 << 20  # reserved for manifest, metrics and samples
 
 
 class AsyncCheckpointer:
-    """Writes checkpoints of one run, one at a time, in a thread of its own.
+    """Writes checkpoints of a run in a background thread, one at a time.
 
-    Arrays never change, and a step makes new ones: holding a reference to those of a step is all
-    that a copy takes.
+    MLX arrays are immutable and each step creates new ones, so it keeps references to the arrays
+    of a step instead of copies.
 
     Args:
-        keep: how many of the newest regular ones are kept, besides the best.
-        on_save: called with step, bytes and seconds of each, in the thread.
+        keep: number of newest scheduled checkpoints to keep, in addition to the best.
+        on_save: called in the thread with step, bytes and seconds of each checkpoint.
     """
 
     def __init__(self, run: Run, keep: int, on_save: Callable[[int, int, float], None]) -> None:
@@ -46,7 +46,7 @@ class AsyncCheckpointer:
         self._pending_write: Future[None] | None = None
 
     def close(self, exc_type: type[BaseException] | None = None) -> None:
-        """End the thread, once everything is written; at once for a KeyboardInterrupt.
+        """Wait for all writes and end the thread; after a KeyboardInterrupt, do not wait.
 
         Args:
             exc_type: type of the exception that ended training, if any.
@@ -62,18 +62,18 @@ class AsyncCheckpointer:
         metrics: Mapping[str, float],
         guard: Mapping[str, Any],
     ) -> None:
-        """Start to write a checkpoint of the state as it is.
+        """Start writing a checkpoint of the current state.
 
         Raises:
-            UserError: if the one before could not be written, or the disk is nearly full: with
-                room for this one it is written, and the training should end.
+            UserError: if the previous checkpoint could not be written, or the disk is nearly full
+                and training should stop; this checkpoint is still written if it fits.
         """
         self.wait()
         parameters, optimizer = (
             {name: mx.contiguous(value) for name, value in arrays.items()}
             for arrays in step_function.state_dicts()
         )
-        mx.eval(parameters, optimizer)  # a thread can only read what is computed
+        mx.eval(parameters, optimizer)  # the thread needs evaluated arrays
         size = sum(array.nbytes for part in (parameters, optimizer) for array in part.values())
         free = shutil.disk_usage(self._run.folder).free
         if free < size + OTHER_FILES_BYTES:
@@ -87,11 +87,11 @@ class AsyncCheckpointer:
 
         def write() -> None:
             start_time = time.monotonic()
-            self._run.sync_logs()  # a checkpoint that survives has its metrics
+            self._run.sync_logs()  # metrics must be on disk before the checkpoint
             self._run.save(
                 self._run.checkpoints, step, parameters, optimizer, metrics=metrics, guard=guard
             )
-            best = self._run.best()  # raises where it cannot be known, and nothing is deleted
+            best = self._run.best()  # raises if unknown, before anything is deleted
             scheduled_steps = [
                 n for n in self._run.steps() if is_scheduled_checkpoint(self._run.config, n)
             ]
@@ -109,11 +109,11 @@ class AsyncCheckpointer:
             )
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Have the thread write something else, after what it is writing now."""
+        """Run another write in the thread, after the ones already queued."""
         self._pool.submit(write)
 
     def wait(self) -> None:
-        """Wait for the checkpoint being written; raises UserError if that failed."""
+        """Wait for the pending checkpoint; raises UserError if it could not be written."""
         if self._pending_write:
             future, self._pending_write = self._pending_write, None
             try:
@@ -122,7 +122,7 @@ class AsyncCheckpointer:
                 raise files.to_user_error(error, "read or write", self._run.folder) from error
 
     def has_failed(self) -> bool:
-        """Whether a checkpoint could not be written; `wait` then raises the reason."""
+        """Whether the pending checkpoint could not be written; `wait` then raises the error."""
         return bool(
             self._pending_write and self._pending_write.done() and self._pending_write.exception()
         )

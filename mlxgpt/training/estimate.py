@@ -1,5 +1,5 @@
-"""Estimate of what training takes here, before it starts: the time and memory of a few real steps;
-and what measured runs of the same shape reached.
+"""Estimate time and memory of training from a few real steps before it starts, and look up the
+results of measured runs of the same shape.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated time and memory of training, and what measured runs of the same shape reached.
+    """Estimated time and memory of training, and the result of a measured run of the same shape.
 
     Attributes:
-        step_seconds: of one step.
-        eval_token_seconds: of a token that is evaluated.
-        peak_bytes: the most memory in use, measured.
-        val_tokens: of the validation text.
-        steps, evaluations: how many are to come.
-        evaluated_tokens: tokens that these evaluations predict, together.
-        reference: what measured runs of this shape reached on this text; None if unknown.
+        step_seconds: seconds per step.
+        eval_token_seconds: seconds per evaluated token.
+        peak_bytes: peak memory of training.
+        val_tokens: tokens in the validation split.
+        steps, evaluations: number of remaining steps and evaluations.
+        evaluated_tokens: total number of tokens in these evaluations.
+        reference: best measured result of this shape on this data; None if unknown.
     """
 
     step_seconds: float
@@ -58,11 +58,11 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole run; samples and checkpoints are not counted."""
+        """Seconds of all steps and evaluations, without samples and checkpoints."""
         return self.steps * self.step_seconds + self.evaluation_seconds
 
     def to_tree(self) -> dict[str, float | None]:
-        """The values that a run stores, to compare with what it really took."""
+        """Values stored in the run, to compare with its actual time and memory."""
         return {
             "step_seconds": self.step_seconds,
             "seconds": self.seconds,
@@ -71,7 +71,7 @@ class Estimate:
         }
 
     def for_plan(self, config: Config, start: int = 0) -> Estimate:
-        """The estimate for the steps from `start` on."""
+        """The estimate for the steps of `config` from `start` on."""
         max_steps, eval_interval = config.train.max_steps, config.train.eval_interval
         evaluations = (
             max_steps // eval_interval - start // eval_interval + (max_steps % eval_interval > 0)
@@ -89,7 +89,7 @@ class Estimate:
         )
 
     def steps_within(self, seconds: float, config: Config) -> int:
-        """How many steps of `config` fit into a time, with their evaluations."""
+        """Number of steps of `config`, with their evaluations, that fit into `seconds`."""
 
         def estimate_seconds(steps: int) -> float:
             return self.for_plan(override_config(config, {"max_steps": steps})).seconds
@@ -100,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """What a measured run reached; see reference_results.toml."""
+    """Result of a measured run; see reference_results.toml."""
 
     val_loss: float
     bits_per_byte: float
@@ -117,18 +117,18 @@ def estimate_training(
     step_seconds: float | None = None,
     group: ProcessGroup = LOCAL_GROUP,
 ) -> Estimate:
-    """Estimate training by taking a few steps of a copy and evaluating a few batches.
+    """Estimate training by running a few steps of a copy and evaluating a few batches.
 
     Args:
-        step_seconds: of a step, if that is known: then one is taken, to measure its memory.
-        group: if of several ranks, the estimate is of this rank's rows, without averaging.
+        step_seconds: seconds per step, if known; then one step is run, to measure its memory.
+        group: with several ranks, estimates this rank's rows, without the all-reduce.
     """
-    _free_memory()  # reference cycles keep the self-check's models, which would be counted too
+    _free_memory()  # reference cycles keep the self-check's models alive
     device.reset_peak_memory()
     step_seconds, eval_token_seconds = _time_step_and_eval_token(
         config, dataset, step_seconds, group
     )
-    # A checkpoint being written holds on to weights and moments while the next step is taken.
+    # While a checkpoint is written, the next steps run with a second copy of weights and moments.
     peak = device.peak_memory_bytes() + min_training_bytes(config.model) * 3 // 4
     _free_memory()
     estimate = Estimate(step_seconds, eval_token_seconds, peak, len(dataset.val.ids))
@@ -136,10 +136,10 @@ def estimate_training(
 
 
 def combine_estimates(group: ProcessGroup, config: Config, local_estimate: Estimate) -> Estimate:
-    """The estimate for all ranks, of which the slowest decides; logged, with what averaging takes.
+    """Collective. Estimate for all ranks: the slowest rank plus the all-reduce; logs both.
 
     Args:
-        local_estimate: of this rank's rows, as if it were alone.
+        local_estimate: estimate of this rank's rows, without communication.
     """
     if group.size == 1:
         return local_estimate
@@ -174,13 +174,13 @@ SLOW_CALL_SECONDS = 10.0  # slower calls are not repeated to exclude compilation
 def _time_step_and_eval_token(
     config: Config, dataset: Dataset, step_seconds: float | None, group: ProcessGroup
 ) -> tuple[float, float]:
-    """Seconds of a step, and of an evaluated token."""
+    """Seconds per step and per evaluated token."""
     step_function = make_train_step(config, group.local_group())
     accumulation_steps = config.train.gradient_accumulation_steps
-    # Two for each thread, as more take no more memory; a thread has the whole of an odd one.
+    # Two per thread: more need no more memory. Odd micro-batches are not split between threads.
     remainder = config.train.batch_size % execution.thread_count()
     micro_batches = min(accumulation_steps, 2 * execution.thread_count() if remainder else 2)
-    if group.size > 1:  # a rank may have whole micro-batches
+    if group.size > 1:  # a rank may get whole micro-batches
         micro_batches = accumulation_steps
 
     def make_step_runner(micro_batches: int) -> Callable[[int], None]:
@@ -190,10 +190,10 @@ def _time_step_and_eval_token(
 
         return run_steps
 
-    # The first call compiles what training runs.
+    # The first call includes compilation.
     first_seconds = _time_calls(make_step_runner(micro_batches), 1)
     if step_seconds:
-        return step_seconds, step_seconds / config.tokens_per_step / 3  # one of a step's 3 passes
+        return step_seconds, step_seconds / config.tokens_per_step / 3  # forward only
     step_seconds = first_seconds * accumulation_steps / micro_batches
     if first_seconds < SLOW_CALL_SECONDS:
         step_seconds = _time_per_call(make_step_runner(micro_batches))
@@ -225,11 +225,11 @@ def _time_eval_token(step_function: TrainStep, config: Config, dataset: Dataset)
 
 
 MAX_TIMED_REPEATS = 20
-TIMING_SECONDS = 2.0  # about what the timed repeats take together
+TIMING_SECONDS = 2.0  # target for all timed repeats together
 
 
 def _time_per_call(work: Callable[[int], None]) -> float:
-    """Seconds that `work(n)` takes for each of its n repeats, timed over several."""
+    """Seconds per repeat, averaged over several; `work(n)` does n repeats."""
     first_seconds = _time_calls(work, 1)
     repeats = min(MAX_TIMED_REPEATS, int(TIMING_SECONDS / first_seconds))
     return _time_calls(work, repeats) / repeats if repeats > 1 else first_seconds
@@ -242,11 +242,10 @@ def _time_calls(work: Callable[[int], None], repeats: int) -> float:
 
 
 def check_estimated_memory(config: Config, ranks: int = 1, limit: int | None = None) -> None:
-    """Refuse, before anything is timed, a training that takes more memory than there is by our
-    estimate. See `check_memory_limit`.
+    """Check, before timing anything, that training should fit into memory; raises UserError.
 
     Args:
-        limit: bytes that it may take; default: what the device has left for a model.
+        limit: bytes available; default: the free memory of the device.
     """
     if limit is None:
         library_bytes = memory_limits.MIN_RESIDENT if device.on_cpu() else 0
@@ -255,11 +254,11 @@ def check_estimated_memory(config: Config, ranks: int = 1, limit: int | None = N
 
 
 def check_memory_limit(config: Config, required_bytes: int, limit: int) -> None:
-    """Refuse a training that takes more memory than there is, and say which setting would fit.
+    """Check that training fits into memory; raises UserError with a setting that would fit.
 
     Args:
-        required_bytes: bytes that it takes, measured or estimated.
-        limit: bytes that there are, or that it may take.
+        required_bytes: measured or estimated memory of training.
+        limit: bytes available.
     """
     if required_bytes <= limit:
         return
@@ -270,12 +269,12 @@ def check_memory_limit(config: Config, required_bytes: int, limit: int) -> None:
     )
 
 
-MEMORY_MARGIN = 1.1  # factor on the memory of a setting that is said to fit
+MEMORY_MARGIN = 1.1  # safety factor on the memory of a suggested setting
 
 
 def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) -> str:
-    """Which setting would fit, if the memory besides the model's own grows with what is
-    computed at once.
+    """Suggest a setting that fits, assuming that activation memory is proportional to the number of
+    sequences computed at the same time.
     """
     t = config.train
     fixed_bytes = min_training_bytes(config.model)
@@ -303,10 +302,10 @@ def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) ->
 
 
 def check_model_memory(config: Config) -> None:
-    """Refuse a model whose training cannot fit into this machine's memory, whatever the batch.
+    """Check that a model can be trained in this machine's memory at all, whatever the batch size.
 
     Raises:
-        UserError: if weights, gradients and AdamW's two moments alone are larger than it.
+        UserError: if weights, gradients and AdamW's two moments alone exceed it.
     """
     required_bytes, total_bytes = min_training_bytes(config.model), device.total_memory_bytes()
     if required_bytes > total_bytes:
@@ -318,13 +317,13 @@ def check_model_memory(config: Config) -> None:
 
 
 def estimate_memory_bytes(config: Config, ranks: int = 1) -> int:
-    """About the memory of a training, to refuse what cannot fit before it is tried: weights,
-    gradients, moments, and what the backward pass needs of a micro-batch, or of a rank's share.
+    """Estimate the memory of training in bytes, without running it: weights, gradients, optimizer
+    moments, and the activations of a micro-batch or of a rank's share.
     """
     m, t = config.model, config.train
     tokens = min(_concurrent_sequences(config), config.sequences_per_step // ranks) * m.block_size
     layers = 1 if t.gradient_checkpointing else m.n_layer
-    # A block keeps some eighteen vectors of a token, and three rows of each head's weights.
+    # Per token, a block keeps about 18 vectors of n_embd, and 3 rows of attention per head.
     activation_count = tokens * (
         layers * (18 * m.n_embd + 3 * m.n_head * m.block_size) + 3 * m.vocab_size
     )
@@ -332,13 +331,13 @@ def estimate_memory_bytes(config: Config, ranks: int = 1) -> int:
 
 
 def _concurrent_sequences(config: Config) -> int:
-    """Sequences of a batch that are in memory at the same time."""
+    """Sequences of a micro-batch that are in memory at the same time."""
     batch = config.train.batch_size
     return batch // execution.chunks_per_thread(batch, config.model.block_size)
 
 
 def find_reference_result(config: Config, dataset: Dataset) -> ReferenceResult | None:
-    """What the best measured run of this shape reached on this text, if there is one."""
+    """Best measured result of this shape and optimizer on this data, if there is one."""
     path = Path(__file__).parent / "reference_results.toml"
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
     m = config.model

@@ -1,4 +1,4 @@
-"""Initial weights from another run instead of the seed: fine-tuning."""
+"""Fine-tuning: initialize a run from the weights of another run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ ARCHITECTURE_FIELDS = (
 
 @dataclass(frozen=True)
 class InitWeights:
-    """Weights of another run, to initialize a run from.
+    """Initial weights from another run.
 
     Attributes:
-        parameters: by their dotted names.
-        tokenizer: that the weights were trained with; the data must have the same.
-        origin: the run and its step, and the weights' sha256: part of the new run's identity.
+        parameters: by dotted name.
+        tokenizer: tokenizer of the other run; the data must use the same one.
+        origin: run name, step and SHA-256 of the weights; part of the new run's identity.
     """
 
     parameters: dict[str, mx.array]
@@ -55,15 +55,15 @@ class InitWeights:
 def load_init_weights(
     run: Run, config: Config, explicit_settings: Mapping[str, Any]
 ) -> tuple[Config, InitWeights]:
-    """The config with a run's shape, and the run's weights. Of a longer block the first positions
-    are taken, as nanoGPT does.
+    """Load a run's weights, and set `config` to the run's architecture. A smaller block size keeps
+    the first position embeddings, as in nanoGPT.
 
     Args:
-        config: everything else.
-        explicit_settings: the settings that were given by name.
+        config: all other settings.
+        explicit_settings: settings that the user passed by name.
 
     Raises:
-        UserError: if a setting does not go with the run's weights.
+        UserError: if a setting conflicts with the run's weights.
     """
     model_config = run.config.model
     for name in ARCHITECTURE_FIELDS:
@@ -91,7 +91,7 @@ def load_init_weights(
     parameters = flatten_params(model.parameters())
     if has_learned_positions:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block_size]
-    mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed
+    mx.eval(parameters)  # now, so that a failing GPU step cannot leave them unevaluated
     folder = checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step)
     sha256 = files.sha256_file(folder / checkpoint.MODEL_FILE)
     origin = {"run": run.name, "step": saved_checkpoint.step, "sha256": sha256}

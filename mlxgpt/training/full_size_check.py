@@ -1,9 +1,9 @@
-"""The checks at the run's own size: the initial loss, one step, and whether the device computes
-what the formulas say. Their inputs are random with fixed seeds.
+"""Self-checks at full model size: initial loss, one training step, and the device's results against
+reference computations. Inputs are random with fixed seeds.
 
-A GPU has kernels of its own for a model's real shapes: attention of heads of 64 or 128 values,
-fused without a gradient and not fused with one, another one for a single token, and matrix products
-that round float32 (TF32). The small models of selfcheck.py reach none of them.
+A GPU uses different kernels for a model's real shapes: attention with head sizes 64 or 128, fused
+without a gradient and unfused with one, another one for a single token, and matrix products that
+round float32 to TF32. The small models of selfcheck.py reach none of them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mlxgpt.utils.seeds import derive_seed
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check and its result.
+    """Result of one self-check.
 
     Attributes:
-        name: what was checked.
-        ok: whether it passed; None for what is only reported, and cannot fail.
-        detail: what was found.
-        why: an explanation; may be empty.
+        name: name of the check.
+        ok: whether it passed; None if it only reports and cannot fail.
+        detail: the measured values.
+        why: explanation of the check; may be empty.
     """
 
     name: str
@@ -60,11 +60,11 @@ INITIAL_LOSS_EXPLANATION = (
 
 
 def check_initial_loss(config: Config) -> CheckResult:
-    """An untrained model's loss, at full size, is what its initial weights should give.
+    """Check that an untrained model at full size has the loss expected for its initial weights.
 
-    The targets are random, so the loss must be the mean over all possible targets, within the
-    noise of drawing them: a model that sees its targets is off by much more. And that mean must be
-    near its expected value, within what a draw of the head's V rows allows.
+    The targets are random, so the loss must match the mean over all possible targets within the
+    sampling noise; a model that sees its targets is off by much more. That mean must also be near
+    its expected value, within the variation of the head's V random rows.
     """
     c, ln_v = config.model, math.log(config.model.vocab_size)
     ids = random_ids(config, 8, min(c.block_size, 128) + 1)
@@ -87,13 +87,13 @@ def check_initial_loss(config: Config) -> CheckResult:
 
 
 def _expected_loss_excess(c: ModelConfig) -> float:
-    """How far above ln V the initial weights bring the loss, in nats; exact to first order in the
-    variance of the logits, and for the logit of the token just read.
+    """Expected initial loss minus ln V, in nats: to first order in the variance of the logits, but
+    exact for the raised logit of the input token with a tied head.
     """
     variance = INIT_STD**2 * c.n_embd  # of a logit
     excess = variance / 2 * (1 - 1 / c.vocab_size)
     if c.tied:
-        # The residual stream's variance: the token's own part, the position's, and the MLPs'.
+        # Variance of the residual stream: token embedding, position embedding and MLPs.
         token_variance = 1.0 if c.embedding_norm else INIT_STD**2
         position_variance = INIT_STD**2 if c.position == "learned" else 0.0
         mlp_variance = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
@@ -104,7 +104,7 @@ def _expected_loss_excess(c: ModelConfig) -> float:
 
 
 def check_full_size_step(config: Config) -> CheckResult:
-    """One training step at full size, on one sequence: finite loss, gradient and parameters."""
+    """Check that a full-size step on one sequence has finite loss, gradient and parameters."""
     config = override_config(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
     step_function = make_train_step(config)
     loss, norm = take_step(step_function, config, 0)
@@ -118,8 +118,8 @@ def check_full_size_step(config: Config) -> CheckResult:
 
 
 def check_against_cpu(config: Config) -> CheckResult:
-    """Loss and gradient of one sequence by the training step, on this device and in its dtype, are
-    those of the same weights on the CPU, in float32 and operation by operation.
+    """Check the training step's loss and gradient of one sequence, on this device and in its dtype,
+    against the same weights on the CPU, in float32 and uncompiled.
     """
     model, loss, gradient, x, y = _compute_loss_and_gradient(config)
     parameters = model.trainable_parameters()
@@ -143,8 +143,8 @@ def check_against_cpu(config: Config) -> CheckResult:
 
 
 def check_evaluation_loss(config: Config) -> CheckResult:
-    """The evaluation step finds the loss that the training step finds: without a gradient MLX
-    takes other kernels.
+    """Check that the evaluation step gives the same loss as the training step: without a gradient
+    MLX uses other kernels.
     """
     model, train_loss, _, x, y = _compute_loss_and_gradient(config)
     eval_step = make_eval_step(model, getattr(mx, config.train.dtype))
@@ -158,13 +158,12 @@ def check_evaluation_loss(config: Config) -> CheckResult:
     )
 
 
-DECODED_TOKENS = 8  # decoded one by one
+DECODED_TOKENS = 8  # decoded one at a time after the prompt
 
 
 def check_cached_logits(config: Config) -> CheckResult:
-    """Reading tokens one by one, after a prompt that filled the cache, gives the logits of reading
-    all at once; with all sequences at one position, and each at its own. In float32, as texts are
-    generated.
+    """Check that decoding token by token with the KV cache gives the logits of a full forward pass,
+    with all sequences at the same position and with different ones. In float32, as in generation.
     """
     block_size = config.model.block_size
     model, ids = make_scaled_model(config), random_ids(config, 2, block_size)
@@ -193,19 +192,18 @@ def check_cached_logits(config: Config) -> CheckResult:
     )
 
 
-ROUNDING_MARGIN = 3  # how many times the estimated rounding error is allowed
+ROUNDING_MARGIN = 3  # allowed multiple of the estimated rounding error
 
 
 def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
-    """How large a relative error of logits, or of a gradient, rounding explains.
+    """Largest relative error of logits or gradients that rounding can explain.
 
-    The error of one product is the unit roundoff of what it multiplies: 2^-8 of bfloat16, 2^-11 of
-    TF32. Where float32 is multiplied as such, it is that of its sums: √n · 2^-24 for n terms
-    (Higham & Mary, 2019), n the longest in the model. A layer has six products, with the head one
-    more, and independent errors add up to the root of their number. Measured on the CPU, with TF32
-    imitated: 0.05 to 1.2 times that, at both tiers and with two layers; a wrong scale, mask or
-    position makes an error of 0.05 to 0.9. `ROUNDING_MARGIN` times as much is
-    allowed.
+    The relative error of a matrix product is the unit roundoff of its inputs: 2^-8 for bfloat16,
+    2^-11 for TF32. In full float32 the sums dominate: √n · 2^-24 for n terms (Higham & Mary, 2019),
+    with n the longest sum in the model. Each layer has six products, the head one more, and
+    independent errors grow with the square root of their number. Measured on the CPU, with TF32
+    emulated: 0.05 to 1.2 times this estimate, at both tiers and with two layers; a wrong scale,
+    mask or position gives an error of 0.05 to 0.9. `ROUNDING_MARGIN` times the estimate is allowed.
     """
     if dtype == "bfloat16":
         unit_roundoff = 2.0**-8
@@ -218,11 +216,11 @@ def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
 
 
 def loss_tolerance(config: Config, loss: float, tokens: int) -> float:
-    """How far rounding may move the mean loss of some tokens, in nats.
+    """Largest error of the mean loss over `tokens` tokens that rounding can explain, in nats.
 
-    A token's loss is off by the error of logits, whose standard deviation is 1 in
-    `make_scaled_model`, the mean of independent errors by less, and the sum of all losses is one of
-    float32.
+    A token's loss has the error of its logits, which have standard deviation 1 in
+    `make_scaled_model`. Averaging independent errors divides it by √tokens, and summing the losses
+    adds the rounding of float32.
     """
     logit_error = rounding_tolerance(config.model, config.train.dtype)
     sqrt_tokens = math.sqrt(tokens)
@@ -230,7 +228,7 @@ def loss_tolerance(config: Config, loss: float, tokens: int) -> float:
 
 
 def relative_distance(a: Any, b: Any) -> float:
-    """The norm of the difference of two trees of arrays, relative to that of the second."""
+    """Norm of the difference of two arrays, or trees of arrays, relative to the second's norm."""
     a, b = (flatten_params(tree) if isinstance(tree, dict) else {"": tree} for tree in (a, b))
     squares = [
         sum(float(mx.square(x.astype(mx.float32)).sum()) for x in arrays)
@@ -240,15 +238,15 @@ def relative_distance(a: Any, b: Any) -> float:
 
 
 def use_cpu() -> AbstractContextManager:
-    """Context that computes everything on the CPU, compiled functions too: MLX keeps their graphs
-    per stream.
+    """Context that computes everything on the CPU, including compiled functions, whose graphs MLX
+    caches per stream.
     """
     return mx.stream(mx.cpu)
 
 
 def make_scaled_model(config: Config) -> GPT:
-    """A model with larger initial weights, so that every part matters: of what attention finds, the
-    usual ones let little through. Matrices are scaled so that queries, keys and logits have a
+    """A model with larger initial weights, so that every part affects the output; with the usual
+    ones attention contributes little. Matrices are scaled to give queries, keys and logits a
     standard deviation of 1.
     """
     checkpointing = config.train.gradient_checkpointing
@@ -260,7 +258,7 @@ def make_scaled_model(config: Config) -> GPT:
 
 
 def _compute_loss_and_gradient(config: Config) -> tuple[GPT, float, dict, mx.array, mx.array]:
-    """Loss and gradient of a training step without dropout: (the model, both, inputs[1, T],
+    """Loss and gradient of a training step without dropout: (model, loss, gradient, inputs[1, T],
     targets[1, T]).
     """
     config = override_config(
@@ -273,7 +271,7 @@ def _compute_loss_and_gradient(config: Config) -> tuple[GPT, float, dict, mx.arr
     return model, float(loss), gradient, x[0], y[0]
 
 
-LEARNING_RATE = mx.array(6e-4)  # GPT-2's: the checks do not depend on the configured one
+LEARNING_RATE = mx.array(6e-4)  # GPT-2's; the configured one is not used
 
 
 def take_step(step_function: TrainStep, config: Config, n: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What is to be trained: the request, and the job that `setup_job` makes of it."""
+"""The user's request to train, and the job that `setup_job` makes from it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mlxgpt.training.finetune import InitWeights
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A request to train, as the user made it.
+    """The user's request to train.
 
     Attributes:
-        config: what to train; the vocabulary size and dtype are still to be filled in.
-        config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
-        run_name: a name in `runs_dir`, or a folder's path.
-        max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
-        auto_size: choose the model's shape and the batch for that time, too.
-        memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
-        fallback_source: a corpus to train on if the config's could not be downloaded.
-        strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
-            room for what the config says, or for the data's if that is more.
-        init_weights: to start from, of the config's shape; None: the seed's.
+        config: config to train; vocabulary size and dtype may still be unresolved.
+        config_name: first part of the default run name, CONFIG-DATA.
+        run_name: name in `runs_dir` or path of a folder; None for the default name.
+        max_minutes: plan as many steps as fit into this time, measured when a new run starts.
+        auto_size: also choose model size and batch size for that time.
+        memory_limit: gigabytes; training that needs more is refused, or saved and stopped.
+        fallback_source: dataset to train on if the config's could not be downloaded.
+        strict_vocab: reject data with a larger vocabulary than `vocab_size`; otherwise the model
+            gets the larger of the two.
+        init_weights: weights to initialize from, of the config's shape; None for random ones.
     """
 
     config: Config
@@ -46,27 +46,27 @@ class TrainRequest:
     init_weights: InitWeights | None = None
 
     def run_folder(self, dataset: Dataset) -> Path:
-        """The run's folder."""
+        """Path of the run's folder."""
         name = self.run_name or f"{self.config_name}-{dataset.name}"
         return Path(name) if os.sep in name else self.runs_dir / name
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A run to train, to its end: everything that is decided before the first step.
+    """A run to train: everything that is decided before the first step.
 
     Attributes:
-        config, dataset: fit each other, and the machine.
-        folder: the run's.
-        run: the one to resume, of the same config and data; None: a new one, or not the main rank.
-        init_weights: of a new run; None: the seed's.
-        estimate: what a step takes.
-        memory_limit_bytes: training that takes more is stopped.
-        finished_step: the last step of a run that is finished already.
-        warning: what differs from what was asked for.
-        is_retry: whether an attempt before this one failed on the GPU.
-        start_time: when training started, on the monotonic clock.
-        resumed: whether there was something to resume.
+        config, dataset: resolved, and checked to fit each other and the machine.
+        folder: the run's folder.
+        run: run to resume, with the same config and data; None if new or on a non-main rank.
+        estimate: estimated time and memory of training.
+        init_weights: initial weights of a new run; None for random ones.
+        memory_limit_bytes: training that uses more is stopped.
+        finished_step: last step of a run that is already finished.
+        warning: how the run differs from the request, if it does.
+        is_retry: whether a previous attempt failed on the GPU.
+        start_time: when training started (`time.monotonic`).
+        resumed: whether an existing run is resumed.
     """
 
     config: Config
@@ -83,7 +83,7 @@ class TrainJob:
     resumed: bool = False
 
     def make_run(self) -> Run:
-        """The run that is to be created."""
+        """The new run, not created on disk yet."""
         origin: Mapping[str, Any] = self.init_weights.origin if self.init_weights else {}
         return Run(
             self.folder,

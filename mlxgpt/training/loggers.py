@@ -33,18 +33,18 @@ INSTALL_COMMANDS = {
     "tensorboard": "pip install 'tensorboard>=2.19,<3'",
     "wandb": "pip install 'wandb>=0.19,<1'",
 }
-CLOSE_SECONDS = 60.0  # to write or send the rest at the end
-THREAD_NAME = "metrics-logger"  # repeated in cli/main.py, which imports nothing heavy
+CLOSE_SECONDS = 60.0  # timeout for writing or sending the rest at the end
+THREAD_NAME = "metrics-logger"  # repeated in cli/main.py, which must not import this
 CallQueue = SimpleQueue[Callable[[], object] | None]
 
 
 class MetricsLogger(Callback, ABC):
-    """Writes the records of metrics.jsonl to a tracker, in a thread of its own. If the tracker
-    fails during training, it warns once, and the training continues without it. Use it as a
-    context manager, which waits at the end until everything is written.
+    """Base class of callbacks that log each record of metrics.jsonl to an experiment tracker, in a
+    background thread. If the tracker fails during training, it warns once, and training continues
+    without it. Use it as a context manager; at exit it waits until everything is written.
 
     Args:
-        name: of the tracker's package.
+        name: name of the tracker's package.
 
     Raises:
         UserError: if the package is not installed or cannot be imported.
@@ -53,7 +53,7 @@ class MetricsLogger(Callback, ABC):
     def __init__(self, name: str) -> None:
         self._name = name
         spec = find_spec(name)
-        if not spec or not spec.origin:  # a folder of that name is a package without origin
+        if not spec or not spec.origin:  # for a mere folder of that name, origin is None
             raise UserError(f"{name} is not installed", f"install it: {INSTALL_COMMANDS[name]}.")
         try:
             self._import()
@@ -106,7 +106,7 @@ class MetricsLogger(Callback, ABC):
             )
 
     def _process_queue(self, queue: CallQueue) -> None:
-        """Body of the thread: make the queued calls until None arrives, then finish."""
+        """Thread body: run the queued calls until None arrives, then finish."""
         try:
             while call := queue.get():
                 call()
@@ -125,18 +125,18 @@ class MetricsLogger(Callback, ABC):
             "%s failed: %s; training continues without it", self._name, _format_error(error)
         )
 
-    # A tracker's own part. Each method may raise whatever its library raises.
+    # Implemented for each tracker; these may raise any exception of its library.
 
     @abstractmethod
     def _import(self) -> None:
         """Import the tracker's package; raises ImportError, or UserError if it cannot be used."""
 
     def _connect(self, run: Run) -> None:
-        """Connect, before anything of a new run is written; raises UserError."""
+        """Connect before a new run is created on disk; raises UserError."""
 
     @abstractmethod
     def _start(self, run: Run, step: int) -> None:
-        """Start to write. Metrics of `step` and later, written before a kill, do not count."""
+        """Start writing. Discards metrics from `step` on that a killed process has written."""
 
     @abstractmethod
     def _write(self, step: int, metrics: dict[str, float]) -> None:
@@ -144,7 +144,7 @@ class MetricsLogger(Callback, ABC):
 
     @abstractmethod
     def _finish(self) -> None:
-        """Write or send the rest."""
+        """Write or send the rest, and close."""
 
 
 class TensorBoardLogger(MetricsLogger):
@@ -158,7 +158,7 @@ class TensorBoardLogger(MetricsLogger):
     def _import(self) -> None:
         self._event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
-        # Not its EventFileWriter, whose own thread prints a traceback if the disk is full.
+        # EventFileWriter's own thread would print a traceback if the disk is full.
         self._record_writer: Any = import_module("tensorboard.summary.writer.record_writer")
 
     def _start(self, run: Run, step: int) -> None:
@@ -172,7 +172,7 @@ class TensorBoardLogger(MetricsLogger):
         self._purge_from_step(step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        if step <= self._last_step:  # the training was rolled back
+        if step <= self._last_step:  # training was rolled back
             self._purge_from_step(step)
         self._last_step = step
         make_scalar = self._summary_pb2.Summary.Value
@@ -185,7 +185,7 @@ class TensorBoardLogger(MetricsLogger):
             self._writer.close()
 
     def _purge_from_step(self, step: int) -> None:
-        """Make TensorBoard drop everything from `step` on."""
+        """Make TensorBoard discard everything from `step` on."""
         log = self._event_pb2.SessionLog
         self._add_event(step, session_log=log(status=log.START))
 
@@ -194,16 +194,16 @@ class TensorBoardLogger(MetricsLogger):
         self._writer.write(event.SerializeToString())
 
 
-WANDB_INIT_SECONDS = 20.0  # wandb.init takes about 10 s more to give up
-WANDB_TOKEN_FILE = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
+WANDB_INIT_SECONDS = 20.0  # timeout; wandb.init takes about 10 s longer to give up
+WANDB_TOKEN_FILE = "wandb.txt"  # in the run folder: a random token that makes the wandb id unique
 
 
 class WandbLogger(MetricsLogger):
-    """Logs to a run of wandb's project `mlxgpt`; a resumed run continues there. Whether and
-    where it is sent is wandb's own setting: WANDB_MODE=offline, `wandb login`.
+    """Logs to the wandb project `mlxgpt`; a resumed run continues its wandb run. Where metrics are
+    sent is configured in wandb: WANDB_MODE=offline, `wandb login`.
 
     Raises:
-        UserError: if nobody is logged in.
+        UserError: if wandb is not logged in.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class WandbLogger(MetricsLogger):
             self._require_login()
 
     def _require_login(self) -> None:
-        """Raise UserError if nobody is logged in; wandb.init would prompt in a terminal."""
+        """Raise UserError if not logged in; in a terminal wandb.init would prompt for a login."""
         if self._wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
             return
         try:
@@ -263,10 +263,10 @@ LOGGERS: dict[str, Callable[[], MetricsLogger]] = {
 
 
 def make_logger(name: str) -> MetricsLogger:
-    """The logger of `--report-to NAME`.
+    """Create the logger for `--report-to NAME`.
 
     Raises:
-        UserError: if there is none of that name, or it cannot be used.
+        UserError: if the name is unknown, or the tracker cannot be used.
     """
     if name not in LOGGERS:
         raise UserError(f"unknown logger {name}", f"use {' or '.join(LOGGERS)}.")
@@ -275,7 +275,7 @@ def make_logger(name: str) -> MetricsLogger:
 
 @contextlib.contextmanager
 def _convert_wandb_errors() -> Iterator[None]:
-    """Turn wandb's errors at the start into a UserError: its own, pydantic's, the network's."""
+    """Convert errors of wandb's setup to UserError: wandb's own, pydantic's and the network's."""
     try:
         yield
     except UserError:

@@ -1,8 +1,8 @@
-"""The training loop.
+"""Training loop: runs steps, and logs, evaluates and saves them.
 
-The host is never more than one step ahead of the device: while the device computes a step, the host
-builds the next batch and reads and logs the step before. It waits for the device only to save, to
-evaluate and to take a snapshot.
+The host is at most one step ahead of the device: while the device computes a step, the host builds
+the next batch, and reads and logs the metrics of the previous step. It waits for the device only to
+save, evaluate or take a snapshot.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(UserError):
-    """Training was given up: its loss spiked, or was not finite, again and again."""
+    """Training diverged: the loss spiked or was not finite too many times."""
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that was handed to the device, and whose loss and gradient norm are not read yet.
+    """A step that runs on the device; its loss and gradient norm are not read yet.
 
     Attributes:
-        step: from 0.
-        loss_limit: the largest loss that the step is applied with.
+        step: step number, from 0.
+        loss_limit: largest loss for which the step is applied.
         seconds: see `StepMetrics`.
     """
 
@@ -60,15 +60,14 @@ class PendingStep:
 
 
 def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> TrainingSummary:
-    """Train a run, from its newest checkpoint or from the start, until it is finished or stopped;
-    everything is saved at the end. Every rank calls this with the same job.
+    """Train a run from its newest checkpoint, or from the start, until it is finished or stopped;
+    saves it at the end. Collective: every rank calls this with the same job.
 
-    Everything random is a function of (seed, purpose, step), so it does not matter where training
-    was interrupted.
+    All randomness is a function of (seed, purpose, step), so an interruption does not change it.
 
     Raises:
-        UserError: if training was stopped for a cause that the user can change.
-        DivergedError: if it is of no use to continue.
+        UserError: if training stopped for a reason that the user can fix.
+        DivergedError: if training diverged.
     """
     if job.finished_step is not None:
         return _make_summary(job, job.run, job.finished_step, 0.0)
@@ -94,20 +93,20 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
         ):
             inputs = step_inputs(step, guard.batch_offset) if step < max_steps else None
             while inputs and step < max_steps and not is_stopped:
-                # Hand the step over. The device computes it while the host does the rest.
+                # Start the step; the device computes it while the host does the rest.
                 loss_limit, learning_rate = guard.loss_limit(step), inputs[2]
                 loss, grad_norm = step_function(*inputs, loss_limit)
                 mx.async_eval(loss, grad_norm, step_function.state)
                 if step + 1 < max_steps:
                     inputs = step_inputs(step + 1, guard.batch_offset)
 
-                if pending:  # the step before
+                if pending:  # the previous step
                     handler.log(handler.read_metrics(pending))
                 seconds = handler.timer.elapsed_seconds()
                 pending = PendingStep(step, learning_rate, loss, grad_norm, loss_limit, seconds)
                 step += 1
 
-                # What needs the weights as they are after this step: the device waits for it.
+                # Saving and evaluation use the weights after this step, so the device waits.
                 if needs_weights(config, step) and not guard.must_stop:
                     metrics, pending = handler.read_metrics(pending), None
                     handler.save_and_evaluate(metrics)
@@ -132,7 +131,7 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
 
 
 def _make_summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> TrainingSummary:
-    """How training ended; on a non-main rank, which has no run, without losses."""
+    """Summary of training; without losses on a non-main rank, which has no run."""
     if not run:
         steps = job.config.train.max_steps
         return TrainingSummary.for_non_main_rank(job.folder, job.dataset.folder, step, steps)
@@ -141,17 +140,17 @@ def _make_summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> 
 
 
 def is_eval_step(config: Config, step: int) -> bool:
-    """Whether the model is evaluated after `step` updates."""
+    """Whether the model is evaluated after `step` steps."""
     return _is_due(config, step, config.train.eval_interval)
 
 
 def is_log_step(config: Config, step: int) -> bool:
-    """Whether the metrics of a step, from 1, are logged."""
+    """Whether the metrics of a step (from 1) are logged."""
     return is_eval_step(config, step) or _is_due(config, step, config.train.log_interval)
 
 
 def needs_weights(config: Config, step: int) -> bool:
-    """Whether something reads the weights as they are after `step` updates."""
+    """Whether a checkpoint, evaluation or snapshot is due after `step` steps."""
     return (
         is_scheduled_checkpoint(config, step)
         or is_eval_step(config, step)
@@ -164,11 +163,11 @@ def _is_due(config: Config, step: int, interval: int) -> bool:
 
 
 class StepResultHandler:
-    """Handles the results of steps on every rank: logs, saves, evaluates, rolls back. Only the main
-    rank writes; collectives are called on all of them.
+    """Handles step results: logs, saves, evaluates and rolls back. Runs on every rank, since it
+    calls collectives, but only the main rank writes.
 
     Args:
-        writer: the main rank's; None on the others.
+        writer: writer of the run's records; None on non-main ranks.
     """
 
     def __init__(
@@ -185,12 +184,12 @@ class StepResultHandler:
         self.timer = StepTimer(self._config, group.size)
 
     def begin(self, step: int, unlogged_metrics: dict[str, float] | None) -> None:
-        """Before the first step: take a snapshot if one is due, and evaluate and log what a killed
-        run could not.
+        """Before the first step: take a snapshot if due, and evaluate and log a step that was saved
+        before the run was killed.
 
         Args:
-            step: updates done.
-            unlogged_metrics: the metrics of that step, if the run was killed after saving it.
+            step: steps taken so far.
+            unlogged_metrics: metrics of that step if it was saved but not logged, else None.
         """
         self.timer.restart(step)
         if self._writer and is_snapshot_step(step):
@@ -203,7 +202,7 @@ class StepResultHandler:
         self._group.barrier("start")
 
     def read_metrics(self, pending: PendingStep) -> StepMetrics:
-        """Wait for a step's loss and gradient norm, and have the guard record them."""
+        """Wait for a step's loss and gradient norm, and record them in the spike guard."""
         loss, grad_norm = float(pending.loss), float(pending.grad_norm)
         self._guard.record(pending.step, loss, grad_norm, pending.loss_limit)
         if self._guard.spike_step is not None and not self._can_roll_back():
@@ -212,14 +211,14 @@ class StepResultHandler:
         return StepMetrics(pending.step + 1, learning_rate, loss, grad_norm, pending.seconds)
 
     def log(self, metrics: StepMetrics) -> None:
-        """Log a step, if it is one of those that are logged."""
+        """Log a step if it is due."""
         is_due = is_log_step(self._config, metrics.step) and not self._guard.must_stop
         if self._writer and is_due:
             self._writer.log(self.timer.record(metrics, self._guard.skipped))
 
     def save_and_evaluate(self, metrics: StepMetrics) -> None:
-        """Wait for a step; then save, evaluate, log and take a snapshot, as far as each is due.
-        Saving comes first, so that nothing is lost if the rest fails.
+        """Wait for a step, then save, evaluate, log and take a snapshot, each if due. Saving comes
+        first, so that nothing is lost if the rest fails.
         """
         if self._guard.must_stop:
             return
@@ -238,11 +237,11 @@ class StepResultHandler:
                 self._group.barrier("checkpoint")
 
     def has_failed(self) -> bool:
-        """Whether something could not be written, so that training has to stop."""
+        """Whether a write has failed, so that training must stop."""
         return self._writer is not None and self._writer.has_failed()
 
     def roll_back(self) -> int:
-        """After a loss spike: restore the newest checkpoint; returns its step."""
+        """Restore the newest checkpoint after a loss spike; returns its step."""
         guard = self._guard
         state: dict[str, Any] | None = None
         assert guard.spike_step is not None
@@ -285,7 +284,7 @@ class StepResultHandler:
 def _make_stop_error(
     job: TrainJob, step: int, guard: SpikeGuard, is_over_memory_limit: bool
 ) -> UserError | None:
-    """Why training cannot continue, if that is so."""
+    """The error that makes training stop early, if any."""
     if guard.has_diverged:
         return _make_diverged_error(job.config, guard, step)
     if is_over_memory_limit and step < job.config.train.max_steps:

@@ -1,4 +1,4 @@
-"""Metrics of training steps: what a line of metrics.jsonl holds, and how fast training is."""
+"""Metrics of training steps: the records of metrics.jsonl, and the training speed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mlxgpt.model.stats import flops_per_token
 
 @dataclass
 class StepMetrics:
-    """Metrics of a step, to which an evaluation adds its own.
+    """Metrics of a training step and, if it was evaluated, of its evaluation.
 
     Attributes:
-        step: updates done, from 1.
+        step: step number, from 1.
         lr: learning rate of this step.
-        loss: mean training loss of this step's batch, nats per token, before its update.
-        grad_norm: the gradient's global norm before clipping.
-        seconds: when the step was running on the device; see `StepTimer`.
-        eval_metrics: those of an evaluation, by name.
+        loss: mean training loss of this step's batch before the update, nats per token.
+        grad_norm: global gradient norm before clipping.
+        seconds: when the step had started on the device; see `StepTimer.elapsed_seconds`.
+        eval_metrics: metrics of the evaluation, by name.
     """
 
     step: int
@@ -35,17 +35,17 @@ class StepMetrics:
     eval_metrics: dict[str, float] = field(default_factory=dict)
 
     def to_tree(self) -> dict[str, float]:
-        """What a checkpoint stores, so that a killed run can log it when it is resumed."""
+        """Values stored in a checkpoint, so that a killed run can log them when it resumes."""
         return {"lr": self.lr, "loss": self.loss, "grad_norm": self.grad_norm}
 
 
 class StepTimer:
-    """Times steps, without the pauses in which the device waits for the host. A step runs once it
-    was handed over and the one before it is computed, so the time between two of them is what the
-    steps between took.
+    """Times training steps, excluding pauses in which the device waits for the host. A step runs
+    once it is queued and the previous one is done, so the time between the starts of two steps is
+    the duration of the steps between them.
 
     Args:
-        ranks: that train together, for the peak that a speed is compared with.
+        ranks: number of ranks, to compute the peak FLOP/s of all of them.
     """
 
     def __init__(self, config: Config, ranks: int) -> None:
@@ -55,26 +55,26 @@ class StepTimer:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Count from the step after `step` on."""
+        """Restart timing after `step` steps."""
         self._last_step, self._last_seconds = step + 1, 0.0
         self._start_time: float | None = None
         self._paused_seconds = 0.0
 
     def elapsed_seconds(self) -> float:
-        """Seconds since the first step ran, without pauses."""
-        now = time.monotonic()  # a clock that stands still while the machine sleeps
+        """Seconds since the first step started, without pauses."""
+        now = time.monotonic()  # stops while the machine sleeps
         self._start_time = now if self._start_time is None else self._start_time
         return now - self._start_time - self._paused_seconds
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Context whose time does not count: the device has no step to compute."""
+        """Context whose time is excluded, because the device has no step to compute."""
         start_time = time.monotonic()
         yield
         self._paused_seconds += time.monotonic() - start_time
 
     def record(self, metrics: StepMetrics, skipped: int) -> dict[str, Any]:
-        """A line of metrics.jsonl; `skipped` steps were not applied so far."""
+        """Make a record for metrics.jsonl; `skipped` is the number of steps skipped so far."""
         seconds = metrics.seconds - self._last_seconds
         tokens_per_second = 0.0
         if seconds > 0:
@@ -94,5 +94,5 @@ class StepTimer:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """The value, or None if JSON cannot hold it."""
+    """The value, or None if it is NaN or infinite, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -1,13 +1,12 @@
-"""Muon (Jordan et al., 2024): momentum with all singular values brought near 1.
+"""Muon optimizer (Jordan et al., 2024) with row normalization (NorMuon, Li et al., 2025).
 
-A few Newton-Schulz steps do that to the momentum of each matrix, so that rare directions are
-learned as quickly as common ones. Then each row is divided by its own running size, and the whole
-scaled back to the length it had (NorMuon, Li et al., 2025), so that no neuron moves more than the
-others for long.
+A few Newton-Schulz steps bring all singular values of each matrix's momentum near 1, so that rare
+directions are learned as quickly as common ones. Then each row is divided by its running RMS, and
+the matrix is rescaled to its previous norm, so that no neuron moves more than the others for long.
 
-Unlike `mlx.optimizers.Muon` its weight decay is decoupled, and queries, keys and values, which are
-one matrix in GPT-2, are orthogonalized as three. All matrices are updated together, so that a GPU
-launches few kernels: their momentum is one flat array, and so are the sizes of their rows.
+Unlike in `mlx.optimizers.Muon`, weight decay is decoupled, and queries, keys and values, one matrix
+in GPT-2, are orthogonalized as three. All matrices are updated together, so that a GPU launches few
+kernels: their momentum is one flat array, and so are the mean squares of their rows.
 """
 
 from __future__ import annotations
@@ -22,35 +21,36 @@ import numpy as np
 from mlxgpt.distributed.group import Arrays
 
 MUON_EPS = 1e-12
-MOMENTUM = 0.95  # of the gradient's running mean, with Nesterov's look ahead; Jordan's
-ROW_MOMENTUM = 0.95  # of the running mean square of a row
+MOMENTUM = 0.95  # decay of the gradient's running mean, with Nesterov; Jordan's value
+ROW_MOMENTUM = 0.95  # decay of the running mean square of each row
 
 
 class Muon:
-    """Updates of matrices[out, in], all with the same smaller dimension, as in a GPT; holds no
-    state itself.
+    """Computes Muon updates of matrices[out, in] with the same smaller dimension, as in a GPT.
+    Stateless.
 
     Args:
-        shapes: of the matrices, by dotted names.
+        shapes: shapes of the matrices, by dotted name.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        # Matrices that are treated alike are next to each other: (in how many parts, out, in).
+        # Matrices of the same kind (parts, out, in) are next to each other, to be stacked.
         kinds = {name: (_count_parts(name), *shape) for name, shape in shapes.items()}
         self._shapes = {name: shapes[name] for name in sorted(kinds, key=lambda n: kinds[n])}
         groups = itertools.groupby(sorted(kinds.values()))
         self._stack_shapes = [(len([*names]), *kind) for kind, names in groups]
 
     def init(self) -> Arrays:
-        """The state before the first step: no momentum."""
+        """The state before the first step, all zeros."""
         moments = self._moment_shapes().items()
         return {moment: mx.zeros(sum(map(math.prod, shapes))) for moment, shapes in moments}
 
     def update(
         self, gradients: Arrays, state: Arrays, scale: mx.array, should_apply: mx.array
     ) -> tuple[Arrays, Arrays]:
-        """By scale * gradients: what to subtract from each matrix, times the learning rate, and the
-        next state. That is the old one if not `should_apply`, except that -0.0 may become 0.0.
+        """Update with scale * gradients. Returns what to subtract from each matrix, before the
+        learning rate, and the next state, which is unchanged if not `should_apply`, except that
+        -0.0 may become 0.0.
         """
         keep, add, keep_row, add_row = mx.where(
             should_apply,
@@ -64,7 +64,7 @@ class Muon:
         shapes = [(n * parts, rows // parts, cols) for n, parts, rows, cols in self._stack_shapes]
         stacks = orthogonalize(nesterov, shapes)
 
-        # The mean square of each row; a matrix taller than wide has a step longer by √(out / in).
+        # Mean square of each row. The step of a tall matrix is larger by √(out / in).
         row_shapes = [(n, rows) for n, _, rows, _ in self._stack_shapes]
         aspect_ratios = [max(1.0, rows / cols) for _, rows, cols in shapes]
         row_weights = [
@@ -81,7 +81,7 @@ class Muon:
         )
         updates: list[mx.array] = []
         for n, stack in enumerate(stacks):
-            # As long as before: by the sums of all squares, before and after.
+            # Restore the norm from before the row scaling.
             norm_ratios = mx.sqrt(
                 aspect_ratios[n]
                 * squares_before[n].sum(axis=1)
@@ -95,13 +95,13 @@ class Muon:
         return dict(zip(self._shapes, updates, strict=True)), {"v": v, "rows": second_moment}
 
     def split(self, state: Arrays) -> Iterator[tuple[str, str, mx.array]]:
-        """The state of each matrix separately: name, `v` or `rows`, array[out, in] or [out, 1]."""
+        """Yield the state of each matrix: name, `v` or `rows`, array[out, in] or [out, 1]."""
         for moment, shapes in self._moment_shapes().items():
             pieces = _split(state[moment], shapes)
             yield from ((n, moment, array) for n, array in zip(self._shapes, pieces, strict=True))
 
     def join(self, get_array: Callable[[str, str], mx.array]) -> Arrays:
-        """The inverse of `split`: the state, from a function of a matrix's name and the moment."""
+        """Inverse of `split`: the state, from a function (name, moment) -> array."""
         return {
             moment: mx.concatenate([get_array(name, moment).reshape(-1) for name in self._shapes])
             for moment in self._moment_shapes()
@@ -112,22 +112,25 @@ class Muon:
         return {"v": shapes, "rows": [(rows, 1) for rows, _ in shapes]}
 
 
-# Jordan's coefficients, steepest at 0: after five steps singular values are in 0.7 to 1.2.
+# Jordan's, steepest at 0: after five steps, singular values are between 0.7 and 1.2.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_STEPS = 5
-NORM_EPS = 1e-7  # of a gradient of 0; Jordan's
+NORM_EPS = 1e-7  # avoids division by zero; Jordan's value
 
 
 def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
-    """Stacks[n, rows, columns] of orthogonalized matrices: all singular values are near 1.
+    """Orthogonalize matrices by Newton-Schulz steps, which bring all singular values near 1.
 
-    A Newton-Schulz step multiplies x with aI + bS + cS², where S = xxᵀ (of tall x: xᵀx, from the
-    right). These polynomials commute with S, so the steps are taken on S alone, on those of all
-    stacks at once, and x is multiplied once, with the product of all.
+    A step multiplies x by aI + bS + cS², where S = xxᵀ (for tall x: xᵀx, from the right). These
+    polynomials commute with S, so the steps run on S alone, for all stacks together, and x is
+    multiplied once, by the product of all steps.
 
     Args:
-        flat: the matrices, one after the other.
-        shapes: of the stacks, all with the same smaller side.
+        flat: the matrices, concatenated.
+        shapes: shapes [n, rows, columns] of the stacks, all with the same smaller side.
+
+    Returns:
+        Stacks[n, rows, columns] of orthogonalized matrices.
     """
     a, b, c = NS_COEFFICIENTS
     squares = [square.sum(axis=(1, 2), keepdims=True) for square in _split(mx.square(flat), shapes)]
@@ -143,7 +146,7 @@ def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.
     product = a * mx.array(np.eye(s.shape[1], dtype=np.float32)) + y
     for _ in range(NS_STEPS - 1):
         s = mx.addmm(s, s, y, beta=a)
-        s = mx.addmm(s, s, y, beta=a)  # both sides of S
+        s = mx.addmm(s, s, y, beta=a)  # from both sides of S
         y = mx.addmm(s, s, s, alpha=c, beta=b)
         product = mx.addmm(product, y, product, beta=a)
     products = _split(product, [(len(x), *s.shape[1:]) for x in stacks])
@@ -152,7 +155,7 @@ def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.
 
 
 def _count_parts(name: str) -> int:
-    """In how many matrices, one above the other, a matrix is orthogonalized: q, k and v."""
+    """Number of row blocks that are orthogonalized separately: 3 for q, k and v."""
     return 3 if name.endswith("c_attn.weight") else 1
 
 

@@ -1,8 +1,8 @@
-"""The optimizer: AdamW, and Muon where the config asks for it, each for a group of parameters.
+"""Optimizer with parameter groups: AdamW, optionally with Muon for the matrices of the blocks.
 
-A skipped step is gated at the inputs of the update: a gradient of 0, a learning rate of 0, and
-moments that keep all and take in nothing. A `where` around the results would keep `mx.compile`
-from fusing AdamW's update of a parameter into one kernel.
+A skipped step is gated at the inputs of the update: zero gradient, zero learning rate, and decay
+rates that leave the moments unchanged. A `where` around the results would keep `mx.compile` from
+fusing AdamW's update of a parameter into one kernel.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from mlxgpt.training.muon import Muon
 
 
 class ParamGroup(NamedTuple):
-    """Parameters with a learning rate and a weight decay of their own."""
+    """Parameters that share a learning rate and a weight decay."""
 
     matches: Callable[[str, mx.array], bool]
-    lr_scale: float  # of AdamW's learning rate
+    lr_scale: float  # relative to AdamW's learning rate
     weight_decay: float
 
 
 class OptimizerGroups:
-    """Updates parameters, each as its group says; holds no state itself.
+    """Updates parameters with the settings of their groups. Stateless.
 
-    AdamW (Loshchilov & Hutter, 2019) with bias correction; weight decay on matrices and embeddings,
-    none on biases and norms, as nanoGPT. Or Muon on the matrices of the blocks; and embeddings with
-    a learning rate of their own are not decayed: most rows have no gradient in a step.
+    AdamW (Loshchilov & Hutter, 2019) with bias correction, and weight decay on matrices and
+    embeddings but not on biases and norms, as in nanoGPT. Optionally Muon on the matrices of the
+    blocks. If embeddings have a separate learning rate they are not decayed, since most of their
+    rows have no gradient in a step.
 
     Args:
-        parameters: those to update, by dotted names.
+        parameters: parameters to update, by dotted name.
     """
 
     def __init__(self, config: OptimConfig, parameters: Mapping[str, mx.array]) -> None:
         self._config = config
         self._param_groups = _make_param_groups(config)
-        # A parameter belongs to the first group that takes it.
+        # A parameter belongs to the first group that matches it.
         self._group_index = {
             name: next(
                 n for n, group in enumerate(self._param_groups) if group.matches(name, parameter)
@@ -52,7 +53,7 @@ class OptimizerGroups:
         self._adamw_shapes = {n: p.shape for n, p in parameters.items() if n not in muon_shapes}
 
     def init(self) -> Arrays:
-        """The state before the first step."""
+        """The state before the first step, with zero moments."""
         state = {"step": mx.array(0, mx.uint64)}
         state["rates"] = mx.full(len(self._param_groups), self._config.learning_rate)
         for name, shape in self._adamw_shapes.items():
@@ -68,21 +69,21 @@ class OptimizerGroups:
         scale: mx.array,
         should_apply: mx.array,
     ) -> tuple[Arrays, Arrays]:
-        """The parameters and the state after a step by scale * gradients; both unchanged if not
-        `should_apply`, except that -0.0 may become 0.0.
+        """Update with scale * gradients. Returns the new parameters and state, both unchanged if
+        not `should_apply`, except that -0.0 may become 0.0.
         """
         c = self._config
         keep1, add1, keep2, add2, eps = mx.where(
             should_apply,
-            # 1 - beta in Python: of arrays it would have other bits.
+            # 1 - beta is computed in Python, since arrays would round differently.
             mx.array([c.beta1, 1 - c.beta1, c.beta2, 1 - c.beta2, c.eps]),
             mx.array([1.0, 0.0, 1.0, 0.0, 1.0]),
         )
         lr_scales = mx.array([group.lr_scale for group in self._param_groups])
         decays = mx.array([group.weight_decay for group in self._param_groups])
         learning_rates = mx.where(should_apply, learning_rate, 0.0) * lr_scales
-        n = state["step"] + 1  # not gated: 1 - beta**0 would be 0, and the first step may be bad
-        # MLX 0.32 fails to compile two splits of one array: so each of these is split once.
+        n = state["step"] + 1  # not gated: if step 1 is skipped, 1 - beta**0 would divide by 0
+        # Split each array only once, since MLX 0.32 fails to compile two splits of one array.
         group_rates, decay_factors, step_sizes = (
             [*values]
             for values in (
@@ -115,8 +116,8 @@ class OptimizerGroups:
         return new_parameters, new_state
 
     def to_state_dict(self, state: Arrays) -> Arrays:
-        """A state by the names that checkpoints have: states.GROUP.step, states.GROUP.learning_rate
-        and states.GROUP.PARAMETER.MOMENT.
+        """The state by its names in checkpoints: states.GROUP.step, states.GROUP.learning_rate and
+        states.GROUP.PARAMETER.MOMENT.
         """
         state_dict: Arrays = {}
         for group, rate in enumerate(state["rates"]):
@@ -132,7 +133,7 @@ class OptimizerGroups:
         return state_dict
 
     def from_state_dict(self, state_dict: Arrays) -> Arrays:
-        """The inverse of `to_state_dict`, whose names may be among those of other parameters."""
+        """Inverse of `to_state_dict`; `state_dict` may also contain other parameters."""
         rates = [
             state_dict[f"states.{group}.learning_rate"] for group in range(len(self._param_groups))
         ]
@@ -149,7 +150,7 @@ class OptimizerGroups:
 
 
 def _make_param_groups(config: OptimConfig) -> list[ParamGroup]:
-    base = config.learning_rate or math.inf  # without one nothing is learned at all
+    base = config.learning_rate or math.inf  # a learning rate of 0 disables all groups
     groups = []
     if config.optimizer == "muon":
         groups.append(
@@ -184,11 +185,11 @@ def _uses_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:
     return config.optimizer == "muon" and _is_block_matrix(name, parameter)
 
 
-ADAMW_WORK = 50  # for each value, relative to Muon's in a matrix of width 1 (measured)
+ADAMW_WORK = 50  # per value, measured; Muon's is the matrix's smaller dimension
 
 
 def split_by_work(parameters: Arrays, config: OptimConfig, count: int) -> list[list[str]]:
-    """The names of the parameters in `count` parts whose updates take about equally long."""
+    """Split parameter names into `count` parts whose updates take about equally long."""
     work = {}
     for name, parameter in parameters.items():
         uses_muon = _uses_muon(config, name, parameter)

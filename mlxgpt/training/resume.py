@@ -1,4 +1,4 @@
-"""Resuming: the run that exists already, whether a request matches it, and what changed since."""
+"""Resume a run: find it, check that it matches the request, and restore its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartState:
-    """Where training starts, the same on every rank.
+    """State at the start of training, the same on every rank.
 
     Attributes:
-        step: updates done.
-        guard: as it was then.
-        unlogged_metrics: the metrics of that step, if the run was killed after saving it and before
+        step: steps taken so far.
+        guard: spike guard after that step.
+        unlogged_metrics: metrics of that step, if the run was killed after saving it and before
             evaluating and logging it.
-        bos: the token that the model's texts begin with; None if they begin without one.
+        bos: id of the token that starts each document; None if documents start without one.
     """
 
     step: int
@@ -55,17 +55,17 @@ class StartState:
 def resume_or_create_run(
     job: TrainJob, group: ProcessGroup, step_function: TrainStep, callbacks: Callback
 ) -> Iterator[tuple[Run | None, StartState]]:
-    """Restore a job's run from its newest checkpoint, or create it; and give every rank the same
-    weights. Yields the run, which only the main rank has, and where training starts.
+    """Context that restores a job's run from its newest checkpoint, or creates it, and gives every
+    rank the same weights. Yields the run (None on non-main ranks) and the start state.
 
     Raises:
-        UserError: if no checkpoint is whole, or the run cannot be written.
+        UserError: if no checkpoint is intact, or the run cannot be written.
     """
     if not group.is_main:
         yield None, _make_start_state(broadcast_state(group, step_function, None), job.config)
         return
     config, saved_checkpoint = job.config, None
-    # Before a retry, the failed attempt may have saved something.
+    # Before a retry, the failed attempt may have saved a checkpoint.
     run = find_resumable_run(job.folder) if job.is_retry else job.run
     changed_settings: Mapping[str, tuple[Any, Any]] = {}
     if run:
@@ -110,7 +110,7 @@ def _make_start_state(state: Mapping[str, Any], config: Config) -> StartState:
 
 
 def load_newest_checkpoint(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
-    """Load the newest undamaged checkpoint of those after `steps` updates."""
+    """Restore the newest undamaged checkpoint among those of `steps`, and return it."""
     paths = [checkpoint.checkpoint_folder(run.checkpoints, step) for step in reversed(steps)]
     saved_checkpoint = run.load_first_valid(paths, with_optimizer=True)
     assert saved_checkpoint.optimizer is not None
@@ -121,7 +121,7 @@ def load_newest_checkpoint(run: Run, steps: list[int], step_function: TrainStep)
 def broadcast_state(
     group: ProcessGroup, step_function: TrainStep, state: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Give every rank the main rank's weights and optimizer state, and what else `state` holds."""
+    """Collective. Broadcast the main rank's weights, optimizer state and `state` to all ranks."""
     state = group.broadcast("state", state)
     if group.size > 1:
         parameters, optimizer = step_function.state_dicts()
@@ -133,13 +133,13 @@ def broadcast_state(
 
 
 def find_resumable_run(folder: Path) -> Run | None:
-    """The run in a folder, or None if one may be created there. A run without any checkpoint has
-    nothing to lose, and is started again.
+    """The run in a folder, or None if a run can be created there. A run without checkpoints has
+    nothing to lose and is started over.
     """
     if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
         for parent in (run.checkpoints, run.snapshots):
-            # Deletes the scratch files of a killed process.
+            # Keeps all checkpoints, but deletes temporary files of a killed process.
             checkpoint.prune_checkpoints(parent, {*checkpoint.list_steps(parent)})
         return run if run.steps() else None
     if files.exists(folder) and any(folder.iterdir()):
@@ -148,7 +148,7 @@ def find_resumable_run(folder: Path) -> Run | None:
 
 
 def is_finished(run: Run, config: Config) -> bool:
-    """Whether a run has taken all its steps, and logged the last one."""
+    """Whether a run has taken all its steps and logged the last one."""
     last = run.steps()[-1]
     return last > config.train.max_steps or (
         last == config.train.max_steps and run.has_metrics(last)
@@ -158,10 +158,10 @@ def is_finished(run: Run, config: Config) -> bool:
 def check_resumable(
     run: Run, config: Config, dataset: Dataset, init_weights: InitWeights | None
 ) -> None:
-    """Refuse to resume a run with other data, initial weights or settings than its own.
+    """Check that a run has the same data, initial weights and settings as the request.
 
     Raises:
-        UserError: with what differs.
+        UserError: with the differences.
     """
     if not run.data_name:
         raise UserError(
@@ -199,7 +199,7 @@ def check_resumable(
 
 
 def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
-    """`config` with the steps, and if `fit_size` the size, chosen when the run was started."""
+    """Set the steps, and if `fit_size` the model size, that were chosen when the run started."""
     planned_fields = ("max_steps", "warmup_steps", *(AUTO_SIZED_FIELDS if fit_size else ()))
     changed_settings = diff_configs(config, run.config)
     return override_config(
@@ -208,12 +208,12 @@ def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
     )
 
 
-RECENT_RECORDS = 20  # of metrics.jsonl
-MAX_STEP_SECONDS = 86_400.0  # more are not believed
+RECENT_RECORDS = 20  # records of metrics.jsonl
+MAX_STEP_SECONDS = 86_400.0  # more is not plausible
 
 
 def median_step_seconds(run: Run) -> float | None:
-    """Median seconds of a run's latest steps, by its metrics; None if those are not plausible."""
+    """Median seconds per step in a run's latest metrics; None if that is not plausible."""
     recorded_rates = deque(
         (record.get("tokens_per_second") for record in run.metrics()), maxlen=RECENT_RECORDS
     )
@@ -223,18 +223,18 @@ def median_step_seconds(run: Run) -> float | None:
 
 
 def find_environment_changes(run: Run, ranks: int) -> list[str]:
-    """What is different here from where the run was last trained: device, versions, libraries."""
-    # Before there could be several ranks, none were recorded.
+    """Changes of device, versions and libraries since the run was last trained."""
+    # Old runs did not record their ranks, and had one.
     old_environment = {"ranks": "1", **run.last_environment()}
     return environment_changes(old_environment, describe_environment(ranks))
 
 
-# Config fields whose changes only change rounding.
+# Config fields that only affect rounding.
 ROUNDING_FIELDS = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
 
 
 def _log_changes(run: Run, changed_settings: Mapping[str, tuple[Any, Any]], ranks: int) -> None:
-    """Log what differs from when the run was last trained, and whether its bits depend on it."""
+    """Log what changed since the run was last trained, and whether it affects rounding."""
     changed_environment = find_environment_changes(run, ranks)
     if changed_settings or changed_environment:
         is_exact = not changed_environment and not changed_settings.keys() & ROUNDING_FIELDS

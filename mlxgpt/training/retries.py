@@ -1,4 +1,4 @@
-"""Retries training after a failure of the GPU, from the newest checkpoint."""
+"""Retry training from the newest checkpoint after a GPU failure."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 sleep = time.sleep
 
-RETRY_DELAYS = (5.0, 20.0, 60.0)  # seconds before each retry of a row
+RETRY_DELAYS = (5.0, 20.0, 60.0)  # seconds before the 1st, 2nd and 3rd retry in a row
 
 
 def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group: ProcessGroup) -> T:
-    """Retry after a failure of the GPU, at most `len(RETRY_DELAYS)` times in a row. A row ends when
-    an attempt logs or saves a step that no attempt before it reached. Several ranks do not retry:
-    the first failure is raised.
+    """Call `attempt`, and retry after GPU failures, at most `len(RETRY_DELAYS)` times in a row. The
+    count restarts when an attempt logs or saves a step that no earlier attempt has reached. With
+    several ranks, the first failure is raised.
 
-    If memory ran out, the next attempt takes micro-batches of half the size, and twice as many.
+    If memory ran out, the next attempt uses smaller micro-batches, and more of them.
 
     Args:
-        attempt: creates all its arrays itself, from the run's newest checkpoint or from the seed:
-            those of a failed attempt may hold anything.
+        attempt: must create all its arrays itself, from the run's newest checkpoint or the seed,
+            because a failed attempt may leave its arrays corrupted.
 
     Raises:
         UserError: if the GPU keeps failing.
@@ -53,7 +53,7 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
                 failure = device_errors.classify_device_error(error)
             if not message and not failure:
                 raise
-        # After the handler, so that nothing holds the failed attempt's arrays any more.
+        # Outside the handler, whose exception keeps the failed attempt's arrays alive.
         _release_device()
         if message:
             logger.info(f"{message}; restarting from step 0")
@@ -88,7 +88,7 @@ def _make_retry_job(job: TrainJob, config: Config) -> TrainJob:
 
 
 def _reduce_batch_size(config: Config, failure: DeviceError, outcome: str) -> Config:
-    """The same step in smaller micro-batches: half as large, if their size is even."""
+    """Split a step into smaller micro-batches: half the size if it is even."""
     t = config.train
     batch_size = next((n for n in range(t.batch_size // 2, 0, -1) if t.batch_size % n == 0), None)
     if batch_size is None:
@@ -100,9 +100,9 @@ def _reduce_batch_size(config: Config, failure: DeviceError, outcome: str) -> Co
 
 
 def _release_device() -> None:
-    """Wait for what a failed attempt left on the device, and free its memory."""
+    """Wait for a failed attempt's pending work on the device, and free its memory."""
     gc.collect()
-    for _ in range(2):  # commands behind the failed one may have failed, too
+    for _ in range(2):  # commands queued after the failed one may have failed, too
         with suppress(RuntimeError):
             mx.synchronize()
     mx.clear_cache()

@@ -1,4 +1,4 @@
-"""A run's own records, written by the main rank: checkpoints, metrics, samples, snapshots."""
+"""Write a run's checkpoints, metrics, samples and snapshots, on the main rank."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunLogWriter(Callback):
-    """Writes metrics.jsonl and samples.txt. A line of metrics is logged after the next step was
-    handed over, so one that cannot be written is kept until training has stopped and is saved.
+    """Writes metrics.jsonl and samples.txt. A step is logged while the next one is already running,
+    so a record that cannot be written is kept until training has stopped and been saved.
 
     Attributes:
-        error: why a line could not be written at once.
+        error: the first error of writing a record, or None.
     """
 
     def __init__(self, run: Run) -> None:
@@ -50,8 +50,8 @@ class RunLogWriter(Callback):
         self._run.add_sample(step, text)
 
     def flush(self) -> None:
-        """Write the lines that are not written yet; raises OSError."""
-        if self.error:  # a line may be written although an error was reported, as of closing a file
+        """Write all pending records; raises OSError."""
+        if self.error:  # a record may have been written despite an error, such as one on close
             written_steps = {record["step"] for record in self._run.metrics()}
             self._pending_records = [
                 record for record in self._pending_records if record["step"] not in written_steps
@@ -62,11 +62,11 @@ class RunLogWriter(Callback):
 
 
 class RunWriter:
-    """Writes a run's records during training, on the main rank. A context manager: when it exits,
-    everything is written.
+    """Writes a run's records during training, on the main rank. Use it as a context manager; at
+    exit it waits until everything is written.
 
     Args:
-        callbacks: get the events after the run's own records.
+        callbacks: get each event after the run's own records are written.
     """
 
     def __init__(
@@ -92,27 +92,27 @@ class RunWriter:
         self._checkpointer.close(exc_type)
 
     def has_failed(self) -> bool:
-        """Whether something could not be written, so that training has to stop."""
+        """Whether a write has failed, so that training must stop."""
         return self._checkpointer.has_failed() or self._log_writer.error is not None
 
     def save(self, step: int, metrics: StepMetrics | None, guard: SpikeGuard) -> None:
-        """Start to write a checkpoint of the weights as they are."""
+        """Start writing a checkpoint of the current weights."""
         tree = metrics.to_tree() if metrics else {}
         self._checkpointer.save(step, self._step_function, tree, guard.to_tree())
 
     def save_snapshot(self, step: int) -> None:
-        """Start to write a snapshot of the weights as they are."""
+        """Start writing a snapshot of the current weights."""
         self._snapshot_writer.take(step)
 
     def add_evaluation(
         self, metrics: StepMetrics, subset_result: Evaluation, result: Evaluation
     ) -> None:
-        """Record an evaluation: name the best checkpoint, generate a sample. Raises OSError if that
-        cannot be written, as on a full disk.
+        """Record an evaluation: update the best checkpoint and generate a sample. Raises OSError if
+        that cannot be written, as on a full disk.
 
         Args:
-            subset_result: on the tokens that every evaluation reads.
-            result: to be reported.
+            subset_result: result on the tokens that every evaluation uses; decides which is best.
+            result: result to report.
         """
         metrics.eval_metrics["val_loss"] = result.loss
         metrics.eval_metrics["val_bits_per_byte"] = result.bits_per_byte
@@ -121,30 +121,30 @@ class RunWriter:
         if math.isfinite(subset_result.loss) and (
             best is None or subset_result.loss < best["val_loss"]
         ):
-            self._checkpointer.wait()  # the best checkpoint must exist before it is named
+            self._checkpointer.wait()  # the checkpoint must exist before it is recorded as best
             self.run.set_best(metrics.step, result.loss)
         self._generate_sample(metrics.step)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log a line of metrics. If it cannot be written at a step that was saved, training stops:
-        resuming logs it again.
+        """Log a record of metrics. If that fails at a step with a scheduled checkpoint, training
+        stops; resuming logs it again.
         """
         self._callbacks.on_log(record)
         if self._log_writer.error and is_scheduled_checkpoint(self.run.config, record["step"]):
             raise self.make_stop_error(self._log_writer.error, record["step"])
 
     def scheduled_checkpoint_steps(self) -> list[int]:
-        """Steps of the checkpoints that would exist also if training had never been stopped, so
-        that a rollback does not depend on that; once the last one is written.
+        """Steps of the scheduled checkpoints, once the pending one is written. Others exist only
+        because training was stopped, and a rollback must not depend on that.
         """
         self._checkpointer.wait()
         return [step for step in self.run.steps() if is_scheduled_checkpoint(self.run.config, step)]
 
     def finish(self, step: int, guard: SpikeGuard) -> None:
-        """After the last step: save it, and write what could not be written before.
+        """After the last step: save it, and write the pending records.
 
         Raises:
-            UserError: if training had to stop for lines of metrics that could not be written.
+            UserError: if training had to stop because metrics could not be written.
         """
         self._checkpointer.wait()
         if step not in self.run.steps():
@@ -161,17 +161,17 @@ class RunWriter:
         if not t.sample_tokens:
             return
         sampling = SamplingParams(max_tokens=t.sample_tokens, seed=t.seed)
-        # Traced again each time, as the weights are part of the trace.
+        # Compiled again each time, since the weights are constants of the trace.
         model = CompiledModel(self._step_function.model, self._tokenizer.vocab_size)
         try:
             result = generate_texts(model, self._tokenizer, [""], sampling, bos=self.run.bos)
-        except NotFiniteError as error:  # what to do about it is the guard's decision
+        except NotFiniteError as error:  # the spike guard decides what to do
             logger.info("skipping the sample: %s", error.problem)
             return
         self._callbacks.on_sample(step, result.texts[0])
 
     def make_stop_error(self, error: OSError, step: int) -> UserError:
-        """The error with which training stops, saved, after a file could not be read or written."""
+        """The error for stopping, with the state saved, after a file operation has failed."""
         self._checkpointer.wait()
         user_error = files.to_user_error(error, "read or write", self.run.folder)
         return UserError(

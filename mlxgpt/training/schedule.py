@@ -1,4 +1,4 @@
-"""The learning-rate schedule."""
+"""Learning rate schedules: linear warmup, then cosine or linear decay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mlxgpt.config import Config
 
 
 def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:
-    """The learning rate as a function of the step, counted from 0: linear warmup, then down to
-    `min_lr_ratio` of the peak at `decay_steps`, by a cosine, or by a straight line over the last
-    `cooldown` of them; then that floor.
+    """Learning rate as a function of the step, from 0: linear warmup, then decay to `min_lr_ratio`
+    of the peak at `decay_steps`, by a cosine or, for `wsd`, linearly over the last `cooldown`
+    fraction of them. After that it stays at the minimum.
     """
     o = config.optim
     peak, floor, warmup_steps = o.learning_rate, o.learning_rate * o.min_lr_ratio, o.warmup_steps

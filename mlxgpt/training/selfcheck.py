@@ -1,7 +1,7 @@
-"""The self-check: what must hold before a long run, each tried on the real code.
+"""Self-check before training: tests the training step, evaluation and sampling of a config.
 
 Most checks run on a shrunken copy of the config, in well under a second each; full_size_check.py
-has those at full size. Fixed seeds throughout: a check passes or it doesn't, no luck is involved.
+has those at full size. All seeds are fixed, so the results are reproducible.
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ from mlxgpt.training.step import TrainStep, make_train_step
 
 
 def run_self_check(config: Config) -> Iterator[CheckResult]:
-    """Run every check; the results come one by one.
-
-    Args:
-        config: the run to check.
-    """
+    """Run all checks on a config, and yield their results one by one."""
     config = fill_vocab_size(device.resolve_dtype(config))
     on_cpu = device.on_cpu()
     for check_function in (
@@ -78,7 +74,7 @@ def check(
 
 
 def shrink_config(config: Config) -> Config:
-    """A copy of the same kind that takes milliseconds: float32, and no dropout."""
+    """Shrink a config to a model that takes milliseconds, in float32 and without dropout."""
     model = config.model
     n_head = min(model.n_head, 2)
     overrides = {
@@ -96,19 +92,19 @@ def shrink_config(config: Config) -> Config:
 
 
 def check_matrix_products(config: Config) -> CheckResult:
-    """Report what computes matrix products here, since it decides the speed."""
+    """Report which library computes matrix products, which determines the speed."""
     detail = execution.blas_status() if device.on_cpu() else "MLX's own kernels"
     tf32_note = "" if device.has_full_precision_matmul() else ", float32 rounded to TF32"
     return CheckResult("matrix products", None, detail + tf32_note)
 
 
 def check_fused_kernels(config: Config) -> CheckResult:
-    """Report whether MLX can fuse operations here, since it decides the speed."""
+    """Report whether MLX can compile fused kernels, which determines the speed."""
     return CheckResult("fused kernels", None, execution.compile_failure() or "compiled")
 
 
 def check_tied_head(config: Config) -> CheckResult:
-    """After an update the output head still is the token embedding: zeroed, it gives no logits."""
+    """Check that the head stays tied after an update: a zeroed embedding gives zero logits."""
     step_function = make_train_step(config)
     take_step(step_function, config, 0)
     model = step_function.model
@@ -122,8 +118,8 @@ def check_tied_head(config: Config) -> CheckResult:
 
 
 def check_compiled_step(config: Config) -> CheckResult:
-    """The compiled step does what the same operations do one by one, dropout included."""
-    # With AdamW's own eps the sign alone counts of a gradient near 0, and that may be rounding's.
+    """Check that the compiled step matches the uncompiled one, dropout included."""
+    # With the default eps, AdamW would amplify the rounding errors of gradients near 0.
     config = override_config(config, {"dropout": 0.1, "eps": 1e-3})
     step_functions = [make_train_step(config), make_train_step(config, compiled=False)]
     max_difference = _difference_after_steps(config, step_functions)
@@ -135,7 +131,7 @@ def check_compiled_step(config: Config) -> CheckResult:
 
 
 def check_micro_batches(config: Config) -> CheckResult:
-    """Two micro-batches are different, and give the gradient of one batch of both."""
+    """Check that two micro-batches differ, and give the gradient of one batch of both."""
     full_batch_step = make_train_step(config)
     micro_batch_config = override_config(
         config, {"batch_size": 2, "gradient_accumulation_steps": 2}
@@ -162,7 +158,7 @@ def check_micro_batches(config: Config) -> CheckResult:
 
 
 def check_causality(config: Config) -> CheckResult:
-    """Changing token t changes no logit before t."""
+    """Check that changing token t does not change the logits before t."""
     length = config.model.block_size
     if length < 2 or config.model.vocab_size < 2:
         return CheckResult("causality", None, "not applicable: needs at least 2 tokens")
@@ -182,11 +178,11 @@ def check_causality(config: Config) -> CheckResult:
 
 
 def check_sampler(config: Config) -> CheckResult:
-    """Drawn tokens have the frequencies of the softmax, and masked ones never come."""
+    """Check that sampled tokens follow the softmax, and that masked ones are never sampled."""
     draws = 20_000
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
     probs = _softmax(logits / 0.8)
-    # By hand, since the logits are sorted: how many of these eight tokens each filter keeps.
+    # How many of the eight tokens each filter keeps; easy to count, since the logits are sorted.
     top_p_kept = int((probs.cumsum() < 0.75).sum()) + 1
     min_p_kept = int((probs >= 0.2 * probs[0]).sum())
     cases = {
@@ -195,7 +191,7 @@ def check_sampler(config: Config) -> CheckResult:
         "top-p 0.75": (SamplingParams(temperature=0.8, top_p=0.75), top_p_kept),
         "min-p 0.2": (SamplingParams(temperature=0.8, min_p=0.2), min_p_kept),
     }
-    shuffle = np.random.default_rng(0).permutation(8)  # so that order does not help
+    shuffle = np.random.default_rng(0).permutation(8)  # so that the order does not matter
     max_z_score, leaked_draws = 0.0, 0
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
     seen_mask = mx.zeros(rows.shape, dtype=mx.bool_)
@@ -219,7 +215,7 @@ def check_sampler(config: Config) -> CheckResult:
 
 
 def check_evaluation_side_effects(config: Config) -> CheckResult:
-    """Evaluating between two steps changes nothing in the training."""
+    """Check that evaluating between steps does not affect training."""
     config = override_config(config, {"dropout": 0.1})
     step_functions = [make_train_step(config), make_train_step(config)]
     tokens = _random_tokens(config)
@@ -244,7 +240,7 @@ def check_evaluation_side_effects(config: Config) -> CheckResult:
 
 
 def check_overfitting(config: Config) -> CheckResult:
-    """One batch can be overfitted, to below 0.1 nats: loss, gradients and updates agree."""
+    """Check that one batch can be overfitted to a loss below 0.1 nats."""
     config = override_config(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
     step_function = make_train_step(config)
     x, y = random_batch(config, 0)
@@ -260,8 +256,8 @@ def check_overfitting(config: Config) -> CheckResult:
 
 
 def check_repeatability(config: Config) -> CheckResult:
-    """Whether a step repeats bit for bit here. On the CPU it must, or resuming is not exact; on a
-    GPU, which may add in another order, it is only reported.
+    """Check that steps are bit-for-bit repeatable. The CPU must pass, for exact resuming; on a GPU,
+    which may sum in varying order, the result is only reported.
     """
     config = override_config(config, {"dropout": 0.1})
     step_functions = [make_train_step(config), make_train_step(config)]
@@ -277,8 +273,8 @@ def check_repeatability(config: Config) -> CheckResult:
 
 
 def _tolerance(tolerance: float) -> float:
-    """The tolerance for values that were multiplied in other shapes, and so perhaps by other
-    kernels: larger where some of them round to TF32.
+    """Tolerance for results of matrix products with different shapes, and thus perhaps different
+    kernels; larger if some of them round to TF32.
     """
     return tolerance if device.has_full_precision_matmul() else 50 * tolerance
 
@@ -294,7 +290,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _difference_after_steps(config: Config, step_functions: list[TrainStep]) -> float:
-    """Take 3 steps with each of two step functions; the largest difference of their parameters."""
+    """Largest parameter difference of two step functions after 3 steps of each."""
     for n in range(3):
         for step_function in step_functions:
             take_step(step_function, config, n)
@@ -302,6 +298,6 @@ def _difference_after_steps(config: Config, step_functions: list[TrainStep]) -> 
 
 
 def _max_difference(a: Any, b: Any) -> float:
-    """The largest difference between two parameter trees."""
+    """Largest absolute difference between two parameter trees."""
     a, b = flatten_params(a), flatten_params(b)
     return max(float(mx.abs(a[name] - b[name]).max()) for name in a)

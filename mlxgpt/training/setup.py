@@ -1,4 +1,4 @@
-"""Setup of a training run: find or prepare the data, name the run, check, estimate, plan."""
+"""Set up a training run: prepare data, find the run to resume, self-check, estimate, plan steps."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ logger = logging.getLogger(__name__)
 def setup_job(
     request: TrainRequest, group: ProcessGroup, callbacks: Callback
 ) -> Iterator[TrainJob]:
-    """Make the job of a request, the same on every rank; the main rank holds the run's lock.
+    """Context that makes the job for a request, the same on every rank; the main rank holds the
+    run's lock.
 
     Raises:
-        UserError: for everything that the user can change.
+        UserError: for problems that the user can fix.
     """
     _check_limits(request)
     for line in execution.slow_reasons():
@@ -99,7 +100,7 @@ def setup_job(
 def _plan_job(
     request: TrainRequest, job: TrainJob, group: ProcessGroup, callbacks: Callback
 ) -> TrainJob:
-    """The job with its plan: what the main rank decides by its run and its clock."""
+    """Add the plan to a job: what the main rank decides from its run and its timings."""
     run, minutes = job.run, request.max_minutes
     finished_step, must_check = None, True
     config = job.config
@@ -144,8 +145,8 @@ def _plan_job(
 def check_and_estimate(
     job: TrainJob, group: ProcessGroup, callbacks: Callback, *, must_check: bool = True
 ) -> TrainJob:
-    """The job with its estimate, after the self-check where that is due. Both compile what training
-    runs, so that a compiler that fails, fails here.
+    """Run the self-check if `must_check`, and add the estimate to the job. Both compile the same
+    functions as training, so compiler failures show up here.
     """
     if must_check:
         for check in selfcheck.run_self_check(job.config):
@@ -174,10 +175,10 @@ def _check_limits(request: TrainRequest) -> None:
 
 
 def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, Dataset, str | None]:
-    """The config with its data; or, with a warning, with the fallback's.
+    """Find or prepare the data. Returns config, dataset and, if the fallback was used, a warning.
 
     Raises:
-        UserError: if the data could not be prepared, or has another tokenizer than the weights.
+        UserError: if the data cannot be prepared, or its tokenizer differs from the weights'.
     """
     tokenizer = request.init_weights.tokenizer if request.init_weights else None
 
@@ -205,13 +206,13 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
     return config, dataset, warning
 
 
-SOURCE_FIELDS = ("source", "val_source")  # may differ between ranks: the data's hash is compared
+SOURCE_FIELDS = ("source", "val_source")  # may differ between ranks; the data's hash is compared
 
 
 def _collect_settings(
     config: Config, dataset: Dataset, init_weights: InitWeights | None
 ) -> dict[str, object]:
-    """What all ranks must have in common."""
+    """Versions, settings and data that must be the same on all ranks."""
     return {
         "mlxgpt": __version__,
         "mlx": version("mlx"),
@@ -229,10 +230,11 @@ def _collect_settings(
 
 
 def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False) -> Config:
-    """The config with a vocabulary that the data fits into.
+    """Enlarge the vocabulary size to the data's if needed, and check the length of the data.
 
     Raises:
-        UserError: if the text is too short for one step.
+        UserError: if the data is too short for one step, or, with `strict_vocab`, if `vocab_size`
+            is too small.
     """
     vocab_size = dataset.meta.vocab_size
     if config.model.vocab_size < vocab_size and not strict_vocab:
@@ -243,7 +245,7 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
             f"use --vocab-size {vocab_size}, or omit it.",
         )
     tokens, block_size = len(dataset.train.ids), config.model.block_size
-    blocks_per_epoch(tokens, block_size)  # refuses a short text
+    blocks_per_epoch(tokens, block_size)  # raises if the data is too short
     t = config.train
     if config.tokens_per_step > tokens:
         max_batch_size = tokens // block_size // t.gradient_accumulation_steps
@@ -257,12 +259,12 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     return config
 
 
-WARMUP_DIVISOR = 10  # warmup is at most a tenth of the steps that are planned for a time
+WARMUP_DIVISOR = 10  # warmup is at most a tenth of the steps planned by time
 
 
 def set_max_steps(config: Config, steps: int) -> Config:
-    """`config` for `steps` steps, at most a tenth of them warmup."""
-    # A warmup that was meant for a longer plan would fill a short one.
+    """Set the number of steps, with at most a tenth of them for warmup."""
+    # A warmup meant for a longer run could fill a short one.
     warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_DIVISOR))
     return override_config(config, {"max_steps": steps, "warmup_steps": warmup})
 
@@ -271,7 +273,7 @@ MIN_STEPS = 2
 
 
 def _plan_for_minutes(config: Config, estimate: Estimate, minutes: float) -> Config:
-    """`config` with as many steps as fit into a time."""
+    """Set the number of steps to as many as fit into `minutes`."""
     steps = estimate.steps_within(60 * minutes, config)
     if steps < MIN_STEPS:
         raise UserError(

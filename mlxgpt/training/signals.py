@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the first one stops after the step and saves, the second one quits."""
+"""Ctrl-C during training: the first one saves and stops after the step, the second one quits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
     """Context in which the first Ctrl-C (or SIGTERM) requests a stop after the current step, and
-    the second one quits at once. Yields a function that returns whether a stop was requested.
+    the second one quits immediately. Yields a function that returns whether a stop was requested.
     """
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +30,7 @@ def catch_stop_signals() -> Iterator[Callable[[], bool]]:
         if stop_requested.is_set():
             raise KeyboardInterrupt
         stop_requested.set()
-        # In another thread: this one may hold a handler's lock.
+        # In another thread, since this one may hold a log handler's lock.
         message = "saving and stopping after this step; press Ctrl-C again to quit immediately"
         threading.Thread(target=logger.info, args=(message,)).start()
 

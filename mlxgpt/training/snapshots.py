@@ -1,7 +1,7 @@
 """Snapshots of the weights after 0, 100, 200, 400, … steps, to see how a model learned.
 
-They are in a run's `snapshots`, in 16 bits and without the optimizer: training cannot resume from
-them.
+They are saved in the run's `snapshots` folder as float16 and without optimizer state, so training
+cannot resume from them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FIRST_SNAPSHOT_STEP = 100  # steps; each of the later ones is twice the one before
+FIRST_SNAPSHOT_STEP = 100  # each later snapshot is at twice the step of the previous one
 
 
 def is_snapshot_step(step: int) -> bool:
-    """Whether a snapshot is taken after `step` updates."""
+    """Whether a snapshot is taken after `step` steps."""
     multiple, remainder = divmod(step, FIRST_SNAPSHOT_STEP)
     return remainder == 0 and multiple & (multiple - 1) == 0
 
 
 BYTES_PER_WEIGHT = 2  # float16
-MAX_DISK_SHARE = 0.1  # of the disk's free space, for all snapshots of a run
+MAX_DISK_SHARE = 0.1  # fraction of the free disk space, for all snapshots of a run
 
 
 class SnapshotWriter:
-    """Takes the snapshots of a run; if one cannot be written, training continues without.
+    """Writes the snapshots of a run; if one cannot be written, training continues without them.
 
     Args:
-        submit: has something written in a thread.
+        submit: runs a function in the writer thread.
 
     Attributes:
-        enabled: whether any are taken.
+        enabled: whether snapshots are written.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class SnapshotWriter:
             run.snapshots.mkdir(exist_ok=True)
 
     def take(self, step: int) -> None:
-        """Start to write the weights as they are, unless none are taken."""
+        """Start writing a snapshot of the current weights, if enabled."""
         if not self.enabled:
             return
         parameters, _ = self._step_function.state_dicts()
         weights = {name: value.astype(mx.float16) for name, value in parameters.items()}
-        mx.eval(weights)  # a thread can only read what is computed
+        mx.eval(weights)  # the thread needs evaluated arrays
 
         def write() -> None:
             try:

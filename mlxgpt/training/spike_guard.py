@@ -1,9 +1,9 @@
-"""Guards against loss spikes: which steps are skipped, when to roll back, when to give up.
+"""Guard against loss spikes: decides when to skip a step, roll back, or stop training.
 
-A step whose loss or gradient is not finite changes nothing: the device itself skips it, so that the
-host need not wait for its numbers. A loss spike, far above the losses before it, can be skipped in
-the same way, or answered by rolling back to the newest checkpoint and skipping the batches that led
-to it (as PaLM's training did; Chowdhery et al., 2022, section 5.1).
+A step with a non-finite loss or gradient is skipped on the device, so that the host does not have
+to wait for the values. A loss spike, far above the recent losses, can be skipped in the same way,
+or handled by rolling back to the newest checkpoint and skipping the batches that led to it, as in
+the training of PaLM (Chowdhery et al., 2022, section 5.1).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 
 from mlxgpt.utils.errors import UserError
 
-LOSS_WINDOW = 100  # steps that a loss is compared with
-MIN_LOSSES = 25  # a loss is not compared with fewer
-SPIKE_THRESHOLD = 6.0  # standard deviations above the mean loss
-MIN_DEVIATION = 0.01  # nats, if the losses hardly differ
-MAX_CONSECUTIVE_SKIPS = 10  # then training is given up
-MAX_ROLLBACKS = 5  # after more, training is given up
-# Name in checkpoints: attribute.
+LOSS_WINDOW = 100  # number of recent losses that a loss is compared with
+MIN_LOSSES = 25  # with fewer recent losses, there is no limit
+SPIKE_THRESHOLD = 6.0  # standard deviations above the mean of the recent losses
+MIN_DEVIATION = 0.01  # nats, lower bound of the standard deviation
+MAX_CONSECUTIVE_SKIPS = 10  # training stops at this number
+MAX_ROLLBACKS = 5  # training stops above this number
+# Name in checkpoints -> attribute.
 CHECKPOINT_FIELDS = {
     "losses": "losses",
     "skipped": "skipped",
@@ -36,17 +36,17 @@ CHECKPOINT_FIELDS = {
 
 @dataclass
 class SpikeGuard:
-    """Decides which steps, counted from 0, are skipped, and when to roll back or give up. It is
-    stored in checkpoints.
+    """Decides which steps are skipped, and when to roll back or stop. Its state is stored in
+    checkpoints. Steps are counted from 0.
 
     Attributes:
         on_spike: `ignore`, `skip` or `rollback`.
-        losses: (step, loss) of the last steps that were applied.
-        skipped: steps that were not applied, in all.
-        consecutive_skips: those since the last step that was applied.
-        rollbacks: how often training was rolled back.
-        batch_offset: batches skipped by that: step n takes batch n + batch_offset.
-        spike_step: the step whose loss asks for a rollback, or None.
+        losses: (step, loss) of the latest applied steps.
+        skipped: total number of skipped steps.
+        consecutive_skips: number of steps skipped since the last applied one.
+        rollbacks: number of rollbacks.
+        batch_offset: batches skipped by rollbacks; step n uses batch n + batch_offset.
+        spike_step: step whose loss requires a rollback, or None.
     """
 
     on_spike: str = "ignore"
@@ -59,19 +59,19 @@ class SpikeGuard:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether further training is of no use."""
+        """Whether training has diverged and must end."""
         return self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS or self.rollbacks > MAX_ROLLBACKS
 
     @property
     def must_stop(self) -> bool:
-        """Whether the next step must not be taken before something else is done."""
+        """Whether no further step may be taken: training has diverged, or must roll back first."""
         return self.has_diverged or self.spike_step is not None
 
     def loss_limit(self, step: int) -> float:
-        """The largest loss with which a step is applied.
+        """Largest loss for which a step is applied.
 
-        It depends on the steps up to the last but one, since the last one is still being computed
-        when this one is handed over; and on no other, however much of it is known already.
+        It ignores the previous step, which is usually still being computed when this one starts,
+        even where its loss is already known, so that results are reproducible.
         """
         if self.on_spike == "ignore":
             return math.inf
@@ -79,11 +79,11 @@ class SpikeGuard:
         if len(recent_losses) < MIN_LOSSES:
             return math.inf
         deviation = max(statistics.pstdev(recent_losses), MIN_DEVIATION)
-        # As the device compares it.
+        # Rounded to float32, in which the device compares it.
         return float(np.float32(statistics.fmean(recent_losses) + SPIKE_THRESHOLD * deviation))
 
     def record(self, step: int, loss: float, grad_norm: float, loss_limit: float) -> None:
-        """Record a step that was computed; it was applied if its loss was at most `loss_limit`."""
+        """Record the result of a step, which was applied if its loss was at most `loss_limit`."""
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite and loss <= loss_limit:
             self.losses = [*self.losses[-LOSS_WINDOW:], (step, loss)]
@@ -95,12 +95,12 @@ class SpikeGuard:
             self.spike_step = step
 
     def skip_spike(self) -> None:
-        """Skip the spike: there is no checkpoint to roll back to."""
+        """Cancel the rollback, for lack of a checkpoint: the spike's step is only skipped."""
         self.spike_step = None
 
     def roll_back(self, start: int, tree: Mapping[str, Any]) -> None:
-        """Continue from step `start`, with what a guard remembered there, and with the batches
-        after the spike's.
+        """Continue from step `start` with the losses in that checkpoint's `tree`, using the batches
+        after the spike.
         """
         assert self.spike_step is not None
         self.batch_offset += self.spike_step + 1 - start
@@ -110,15 +110,15 @@ class SpikeGuard:
         self.spike_step = None
 
     def to_tree(self) -> dict[str, Any]:
-        """What a checkpoint stores of the guard."""
+        """State of the guard for a checkpoint."""
         return {name: getattr(self, attribute) for name, attribute in CHECKPOINT_FIELDS.items()}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], on_spike: str = "ignore") -> SpikeGuard:
-        """The guard of a checkpoint; a fresh one if the tree is empty, as in format 1.
+        """Restore the guard from a checkpoint; a new one if the tree is empty, as in format 1.
 
         Raises:
-            UserError: if it is not what `to_tree` makes.
+            UserError: if the tree is damaged.
         """
         guard = cls(on_spike)
         if not tree:

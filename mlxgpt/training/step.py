@@ -1,5 +1,5 @@
-"""The compiled training step: gradients, norm, update. Shapes are fixed, so that each function is
-traced once; nothing here waits for the device, except between micro-batches.
+"""Compiled training step: forward and backward pass, gradient clipping, optimizer update. Shapes
+are fixed, so each function is traced once. It waits for the device only between micro-batches.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def _identity(function: Callable) -> Callable:
 
 
 class TrainStep:
-    """Loss, gradients, clipping and update of one step.
+    """Training step: loss, gradients, clipping and optimizer update.
 
     Args:
         model: its parameters are the float32 master weights, updated in place.
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
-        group: the processes that train together, each on its rows of every batch.
-        compiled: False runs the same operations one by one, to compare with.
+        group: the ranks that train together, each on its rows of every batch.
+        compiled: False runs the same operations uncompiled, for comparison.
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class TrainStep:
         self._grad_clip = config.optim.grad_clip or math.inf
         self._reduce_dtype = getattr(mx, config.train.reduce_dtype)
         compile_function = execution.compile_function if compiled else _identity
-        # On a CPU each worker thread has functions, and an optimizer, of its own; on a GPU there is
-        # one of each.
+        # On the CPU each worker thread has its own functions and optimizer; a GPU has one of each.
         self._threaded_gradients = execution.PerThreadFunction(
             lambda: _GradientAccumulator(compile_function(self._add_gradients))
         )
@@ -70,7 +69,7 @@ class TrainStep:
 
     @property
     def state(self) -> list[Any]:
-        """Everything that a step changes: parameters and the optimizer's moments."""
+        """Everything that a step changes: parameters and optimizer state."""
         return [self.model.state, self._states]
 
     def __call__(
@@ -81,18 +80,18 @@ class TrainStep:
         key: mx.array,
         loss_limit: float = math.inf,
     ) -> tuple[mx.array, mx.array]:
-        """Take one step. It changes nothing if the loss or the gradient is not finite, or the loss
-        is above `loss_limit`.
+        """Take one step. It is skipped, and changes nothing, if the loss or gradient is not finite,
+        or the loss is above `loss_limit`.
 
         Args:
             inputs, targets: ids[A, B, T], int32.
-            learning_rate: of this step.
-            key: for dropout; each micro-batch gets its own from it.
-            loss_limit: the largest loss that the step is applied with.
+            learning_rate: learning rate of this step, scalar [].
+            key: dropout key; split for the micro-batches.
+            loss_limit: largest loss for which the step is applied.
 
         Returns:
-            The mean loss in nats per token before the update, and the gradient's global norm
-            before clipping; on a GPU neither is computed yet.
+            Mean loss before the update, in nats per token, and global gradient norm before
+            clipping; on a GPU both are still lazy.
         """
         loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
         loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
@@ -118,21 +117,21 @@ class TrainStep:
     def compute_gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, Arrays]:
-        """Mean loss and its gradients by name, of ids[A, B, T]."""
+        """Mean loss of ids[A, B, T], and its gradients by name."""
         loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
         return loss / part_count, {
             name: gradient / part_count for name, gradient in gradients.items()
         }
 
     def state_dicts(self) -> tuple[Arrays, Arrays]:
-        """The parameters, and the optimizer's state, by their dotted names."""
+        """Parameters and optimizer state, each by dotted name."""
         optimizer_state: Arrays = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             optimizer_state |= optimizer.to_state_dict(state)
         return flatten_params(self.model.parameters()), optimizer_state
 
     def restore(self, parameters: Arrays, optimizer: Arrays) -> None:
-        """Continue from saved arrays; raises UserError if they are another model's."""
+        """Restore saved parameters and optimizer state; raises UserError if they do not match."""
         for saved, current in zip((parameters, optimizer), self.state_dicts(), strict=True):
             check_shapes(saved, current)
         self.model.update(tree_unflatten(parameters))
@@ -141,8 +140,8 @@ class TrainStep:
     def _sum_gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, Arrays, float]:
-        """Sums of the losses and gradients of all parts of a batch, and how many parts there are:
-        micro-batches, on a CPU divided further.
+        """Sums of loss and gradients over the parts of a batch, and the number of parts. The parts
+        are the micro-batches, divided further on the CPU.
         """
         shards = execution.shard_batch(inputs, targets, key)
         parameters = self.model.trainable_parameters()
@@ -158,7 +157,7 @@ class TrainStep:
         key: mx.array,
         total: tuple[mx.array, Arrays] | None,
     ) -> tuple[mx.array, Arrays]:
-        """Mean loss of ids[B, T] and its gradients, added to the sums so far."""
+        """Mean loss of ids[B, T] and its gradients, added to `total` if given."""
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
@@ -174,8 +173,8 @@ class TrainStep:
     def _compute_norm_and_scale(
         self, loss: mx.array, gradients: Arrays, part_count: mx.array, loss_limit: mx.array
     ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """From sums over parts: the mean loss, the mean gradient's global norm, what the sums are
-        multiplied by to be that gradient, clipped, and whether the step may be applied.
+        """From sums over parts: mean loss, global norm of the mean gradient, factor that turns the
+        summed into the clipped mean gradient, and whether to apply the step.
         """
         loss = loss / part_count
         squares = sum((mx.square(g).sum() for g in gradients.values()), mx.array(0.0))
@@ -186,8 +185,8 @@ class TrainStep:
 
 
 class _GradientAccumulator:
-    """Adds up the gradients of a thread's micro-batches. The next one is started before the sum so
-    far is waited for, and no other: each takes much more memory than the sum.
+    """Accumulates the gradients of a thread's micro-batches. Starts the next one before waiting for
+    the current sum, but only one, since each takes much more memory than the sum.
     """
 
     def __init__(self, add_gradients: Callable) -> None:
@@ -207,18 +206,18 @@ class _GradientAccumulator:
 def make_train_step(
     config: Config, group: ProcessGroup = LOCAL_GROUP, *, compiled: bool = True
 ) -> TrainStep:
-    """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
+    """Training step with a new model; the config's vocabulary size and dtype must be resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
     return TrainStep(model, config, group, compiled=compiled)
 
 
 class StepInputs:
-    """Inputs of a step, a pure function of its number: batch, learning rate, dropout key.
+    """Batch, learning rate and dropout key of a step, as a pure function of the step number.
 
     Args:
-        tokens: to train on.
-        group: each rank has its rows of the batch, and its own dropout.
+        tokens: training tokens.
+        group: each rank gets its rows of the batch, and its own dropout key.
     """
 
     def __init__(self, tokens: TokenArray, config: Config, group: ProcessGroup) -> None:
@@ -228,10 +227,10 @@ class StepInputs:
     def __call__(
         self, step: int, batch_offset: int = 0
     ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Inputs[A, B, T], targets[A, B, T], learning rate and dropout key of a step, from 0.
+        """Inputs[A, B, T], targets[A, B, T], learning rate and dropout key of a step (from 0).
 
         Args:
-            batch_offset: batches skipped so far.
+            batch_offset: batches skipped by rollbacks.
         """
         t = self._config.train
         batch = self._tokens.get_batch(
@@ -248,7 +247,7 @@ class StepInputs:
 
 
 def select_rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
-    """A rank's rows of ids[A, B, T], in micro-batches of at most B rows: [A', B', T].
+    """A rank's rows of ids[A, B, T], as micro-batches of at most B rows: [A', B', T].
 
     Raises:
         UserError: if the rows cannot be divided evenly among the ranks.
@@ -262,7 +261,7 @@ def select_rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
 
 
 def check_divisible(rows: int, size: int) -> None:
-    """Refuse a batch whose rows cannot be divided evenly among ranks.
+    """Check that the rows of a batch can be divided evenly among the ranks.
 
     Raises:
         UserError: with the nearest batch sizes that can.
@@ -280,7 +279,7 @@ def check_divisible(rows: int, size: int) -> None:
 def take_steps(
     step_function: TrainStep, tokens: TokenArray, config: Config, steps: int, start: int = 0
 ) -> None:
-    """Take some steps of a run, for timing. The host is at most one step ahead."""
+    """Take some steps, for timing. The host is at most one step ahead, as in training."""
     step_inputs = StepInputs(tokens, config, step_function.group)
     previous = None
     for step in range(start, start + steps):

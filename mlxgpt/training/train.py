@@ -1,4 +1,4 @@
-"""`mlxgpt.train`: resolves its arguments to a request, sets the job up, and runs it."""
+"""`mlxgpt.train`: resolves its arguments to a request, sets up the job and runs it."""
 
 from __future__ import annotations
 
@@ -38,30 +38,31 @@ def train(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> TrainingSummary:
-    """Train, or resume a run that was stopped.
+    """Train a model, or resume a run that was stopped.
 
     Args:
-        tier: 1 or 2.
-        config: a TOML file or a Config, instead of a tier.
-        recipe: of the tier, `classic` (default) or `modern`. `modern` with `max_minutes` and no
-            tier chooses a size for that time, this text and this machine.
-        run: name or folder; default CONFIG-DATA.
-        init_from: a trained or imported run to initialize from; its shape and tokenizer are used,
-            and without a tier or a config the settings of `finetune`.
+        tier: built-in model size and dataset, 1 or 2.
+        config: TOML file, name of a built-in config, or `Config`, instead of a tier.
+        recipe: recipe for the tier, `classic` (default) or `modern`. `modern` with `max_minutes`
+            but without a tier chooses a model size for that time, this data and this machine.
+        run: name or folder of the run; default: CONFIG-DATA.
+        init_from: trained or imported run to initialize from. Its architecture and tokenizer are
+            used, with the built-in config `finetune` unless a tier or config is given.
         max_minutes: plan as many steps as fit into this time.
-        memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
-        report_to: `tensorboard` or `wandb`, which get the metrics, too.
-        callbacks: observe training; see training/callbacks.py.
+        memory_limit: gigabytes; training that needs more is refused, or saved and stopped.
+        runs_dir, data_dir: folders; default: `runs` and `data` in $MLXGPT_HOME or here.
+        report_to: `tensorboard` or `wandb`, to log metrics there, too.
+        callbacks: receive the events of training; see training/callbacks.py.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
-    If Tier 1's text could not be downloaded, it trains on the built-in stories, and logs that.
+    If Tier 1's dataset cannot be downloaded, it trains on synthetic stories, and logs a warning.
     """
     fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or init_from)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(init_process_group())
         all_callbacks = list(callbacks) if group.is_main else []
         if report_to and group.is_main:
-            # First, so that it has every record also if another callback raises.
+            # First, so that it gets every record even if another callback raises.
             all_callbacks.insert(0, stack.enter_context(make_logger(report_to)))
         callback_list = CallbackList(all_callbacks)
         init_weights = None
@@ -104,13 +105,13 @@ def train(
         return summary
 
 
-AUTO_SIZE_VOCAB_SIZE = 2048  # of auto-sized models, unless given
+AUTO_SIZE_VOCAB_SIZE = 2048  # default for auto-sized models
 
 
 def _resolve_auto_size(
     recipe: str | None, minutes: float | None, settings: Mapping[str, Any]
 ) -> tuple[str, Config]:
-    """The name and the config of a run whose model size is chosen for a training time."""
+    """Name and config of a run whose model size is chosen for a training time."""
     if size_settings := [
         name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
     ]:

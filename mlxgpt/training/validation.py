@@ -1,5 +1,5 @@
-"""Evaluation during training. How much of the validation text it reads is decided by counts, not by
-clocks, so that it is the same on every machine and after every interruption.
+"""Evaluation during training. The number of validation tokens depends on counts of steps and
+tokens, not on timings, so that it is the same on every machine and after every interruption.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from mlxgpt.training.step import TrainStep
 
 
 class Validation:
-    """Evaluates a training step's model; all ranks together.
+    """Evaluates the model of a training step on the validation data. Collective.
 
     Args:
-        bos: the token that the model's texts begin with; None where they begin without one.
+        bos: id of the token that starts each document; None if documents start without one.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Validation:
         self._evaluator = self._make_evaluator(limit=self._eval_tokens)
 
     def __call__(self, step: int) -> tuple[Evaluation, Evaluation]:
-        """Evaluate after a step: on the tokens that each evaluation reads, so that all can be
-        compared; and, at the end, on more.
+        """Evaluate after `step` steps. Returns the result on the tokens that every evaluation uses,
+        comparable across steps, and the result to report, which is on more tokens at the end.
         """
         result = self._evaluator()
         if step == self._max_steps and self._final_eval_tokens > self._eval_tokens:
@@ -47,20 +47,20 @@ class Validation:
 
 
 def count_eval_tokens(config: Config, val_tokens: int) -> int:
-    """Tokens of an evaluation during training, of the `val_tokens` that the validation text has."""
+    """Number of tokens per evaluation during training, out of `val_tokens`."""
     t = config.train
     steps = min(t.eval_interval, t.max_steps)
     return min(val_tokens, t.eval_tokens or _eval_token_budget(config, steps))
 
 
 def count_final_eval_tokens(config: Config, val_tokens: int) -> int:
-    """Tokens of the evaluation at the end: all, unless training was too short for that."""
+    """Number of tokens of the final evaluation: all, unless training was too short."""
     budget = _eval_token_budget(config, config.train.max_steps)
     return min(val_tokens, max(budget, count_eval_tokens(config, val_tokens)))
 
 
-EVAL_TOKEN_SHARE = 0.15  # of the tokens trained on: 5% of the time, as a step has three passes
-MIN_EVAL_TOKENS = 8192  # fewer would say nothing
+EVAL_TOKEN_SHARE = 0.15  # of the trained tokens: 5% of the time, since a step has 3 passes
+MIN_EVAL_TOKENS = 8192  # fewer would be too noisy
 
 
 def _eval_token_budget(config: Config, steps: int) -> int:

@@ -1,1 +1,1 @@
-"""Files, random seeds and the error type, used by every other package."""
+"""Files, random seeds and the error type, used by all other packages."""

@@ -1,12 +1,12 @@
-"""The one exception that a user may see."""
+"""The exception type for errors that are shown to users."""
 
 
 class UserError(Exception):
-    """A mistake of the user or of the world around the program; `mlxgpt` exits with 2.
+    """An error caused by the user or the environment; `mlxgpt` prints it and exits with status 2.
 
     Args:
-        problem: one line on what is wrong.
-        remedy: one line on what to do about it.
+        problem: what is wrong, in one line.
+        remedy: what to do about it, in one line.
     """
 
     def __init__(self, problem: str, remedy: str) -> None:

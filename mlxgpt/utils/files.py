@@ -1,5 +1,5 @@
-"""Small files: written atomically, checksummed, locked, read with a size limit; predicates that
-raise if a path cannot be read.
+"""File utilities: atomic writes, checksums, locks, reads with a size limit, and path checks that
+raise an error if a path cannot be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FREE_SPACE = "free some space, and run the same command again."
 _CHECK_DISK = "check the disk and its connection, and run the same command again."
 _CHECK_PERMISSIONS = "check the permissions of the file and its folder."
 _RAISE_LIMIT = "close other programs, or raise the limit on open files: ulimit -n 4096"
-# By errno; a network folder that fails answers with several of them.
+# errno -> remedy; a failing network folder may return any of several errors.
 REMEDIES = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
@@ -50,29 +50,29 @@ REMEDIES = {
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of that name; a link that leads nowhere does not count.
+    """Whether a path exists; a broken link does not count.
 
     Raises:
-        OSError: if that cannot be known. From Python 3.14 on, `Path.exists`, `is_file` and
-            `is_dir` return False then, and a run that cannot be read would look like a new one.
+        OSError: if that cannot be determined. `Path.exists`, `is_file` and `is_dir` return False
+            instead from Python 3.14 on, so that an unreadable run would look like a new one.
     """
     return _mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file of that name, or a link to one; raises as `exists`."""
+    """Whether a path is a regular file or a link to one; raises like `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder of that name, or a link to one; raises as `exists`."""
+    """Whether a path is a folder or a link to one; raises like `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def lexists(path: Path) -> bool:
-    """Whether there is anything of that name, a link that leads nowhere too; raises as `exists`."""
+    """Whether a path exists, including broken links; raises like `exists`."""
     return _mode(path, follow_symlinks=False) is not None
 
 
@@ -88,10 +88,10 @@ def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
 
 
 def list_matching(folder: Path, pattern: str) -> list[Path]:
-    """The entries of a folder whose names match a shell pattern, sorted; none without the folder.
+    """List the entries of a folder that match a shell pattern, sorted; [] if it does not exist.
 
     Raises:
-        OSError: if it cannot be read. `Path.glob` and `glob.glob` find nothing there then.
+        OSError: if it cannot be read; `Path.glob` and `glob.glob` return nothing instead.
     """
     try:
         return sorted(p for p in folder.iterdir() if fnmatch.fnmatchcase(p.name, pattern))
@@ -101,7 +101,7 @@ def list_matching(folder: Path, pattern: str) -> list[Path]:
 
 @contextlib.contextmanager
 def add_filename_to_errors(path: Path) -> Iterator[None]:
-    """Name the file in an OSError that does not: reads, writes and fsync do not know names."""
+    """Add the file name to an OSError without one, as raised by reads, writes and fsync."""
     try:
         yield
     except OSError as error:
@@ -111,34 +111,34 @@ def add_filename_to_errors(path: Path) -> Iterator[None]:
 
 
 def to_user_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserError:
-    """What to tell the user about a failed file operation: the errno decides the remedy.
+    """Convert the OSError of a failed file operation to a UserError with a remedy.
 
     Args:
         action: a verb, such as "read" or "write".
-        path: named where the error itself names no file.
-        remedy: for errors that have no remedy of their own, such as a missing file.
+        path: used if the error contains no file name.
+        remedy: for errors that are not in REMEDIES, such as a missing file.
     """
     problem = f"cannot {action} {error.filename or path}: {error.strerror or error}"
     return UserError(problem, find_remedy(error, remedy))
 
 
 def find_remedy(error: Exception, default: str = "") -> str:
-    """What to do about an error, by its errno; `default` where that has no remedy."""
+    """Remedy for an error by its errno; `default` if there is none."""
     error_number = getattr(error, "errno", None) or 0
     return REMEDIES.get(error_number, default or "check the file and its folder.")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
+    """Write a small text file atomically: readers, and a crash, see the old or the new file."""
     scratch = path.with_name(f".{path.name}.new")
     try:
-        # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
+        # Escapes surrogates, which come from file names that are not UTF-8.
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         fsync_path(scratch)
         scratch.replace(path)
         fsync_path(path.parent)
     except OSError as error:
-        error.filename = str(path)  # the name that a person knows
+        error.filename = str(path)  # not the scratch file's name
         raise
     finally:
         with contextlib.suppress(OSError):  # usually renamed by now
@@ -146,8 +146,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def iter_cache_folders() -> Iterator[Path]:
-    """Folders for what can be made again, that nobody else writes in: the user's cache folder for
-    mlxgpt and, where that will not do, one that goes when this process does.
+    """Yield cache folders that only this user can write to: the user's cache folder for mlxgpt,
+    then, as a fallback, a temporary folder that is deleted when the process exits.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     with contextlib.suppress(OSError):
@@ -165,12 +165,12 @@ def _make_temp_folder() -> Path:
     return Path(folder)
 
 
-TRASH_SUFFIX = ".gone"  # of a folder's name while it is being deleted
+TRASH_SUFFIX = ".gone"  # of folders that are being deleted
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, if it exists: an interruption leaves it whole, or nothing of that name. What
-    an earlier one left of it goes, too.
+    """Delete a folder if it exists. It is renamed first, so that an interruption leaves it complete
+    or gone. Also deletes what an earlier interruption left.
     """
     trash = folder.with_name(f".{folder.name}{TRASH_SUFFIX}")
     shutil.rmtree(trash, ignore_errors=True)
@@ -180,8 +180,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def publish_folder(scratch: Path, folder: Path) -> None:
-    """Give a folder that is complete its name, on the disk itself. Where that fails it has its old
-    name: the same command, given again, does not find something that it has not finished.
+    """Rename a complete folder to its final name, and sync that to disk. If syncing fails, the
+    rename is undone, so that running the command again does not find an unfinished result.
     """
     scratch.rename(folder)
     try:
@@ -192,7 +192,7 @@ def publish_folder(scratch: Path, folder: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make the disk itself hold a file or folder, not only the system's memory."""
+    """Sync a file or folder to disk."""
     with add_filename_to_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -202,22 +202,22 @@ def fsync_path(path: Path) -> None:
 
 
 def close_ignoring_errors(descriptor: int) -> None:
-    """Close a file or folder that was not written through it: an error of that loses nothing."""
+    """Close a descriptor that was not used for writing, so that errors can be ignored."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
 def _fsync_descriptor(descriptor: int) -> None:
     if sys.platform == "darwin":
-        # On macOS fsync leaves data in the drive's own cache; this does not. Volumes that have
-        # no such thing, such as a server's by SMB, refuse it.
+        # On macOS, fsync leaves data in the drive's cache, F_FULLFSYNC does not. Some volumes,
+        # such as SMB shares, do not support it.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems, many of them on a network, cannot sync folders.
+        # Some file systems, mostly network file systems, cannot sync folders.
         unsupported = error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
         if not (unsupported and stat.S_ISDIR(os.fstat(descriptor).st_mode)):
             raise
@@ -225,15 +225,15 @@ def _fsync_descriptor(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, activity: str) -> Iterator[None]:
-    """Lock a folder for this process. The system releases the lock when the process ends, however
-    it ends.
+    """Lock a folder for this process. The system releases the lock when the process ends, even if
+    it is killed.
 
     Args:
         path: the folder, which need not exist; the lock file is next to it.
-        activity: what another process would be doing, such as "training".
+        activity: for the error message: what another process is doing, such as "training".
 
     Raises:
-        UserError: if another process works on it, or nothing can be written there.
+        UserError: if another process holds the lock, or the lock file cannot be written.
         OSError: if it cannot be locked.
     """
     lock = path.with_name(f".{path.name}.lock")
@@ -251,18 +251,18 @@ def file_lock(path: Path, activity: str) -> Iterator[None]:
                         "wait until it finishes, or choose another name.",
                     )
                 if not is_same_file(descriptor, lock):
-                    continue  # the process that had it deleted it meanwhile: it locks nobody out
+                    continue  # deleted by its previous holder meanwhile: locks nothing
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # what locks is the open file, not its name
+                with contextlib.suppress(OSError):  # the lock is on the open file, not its name
                     lock.unlink()
             return
         finally:
             close_ignoring_errors(descriptor)
 
 
-# Answers of file systems that have no locks.
+# Errors of file systems without locks.
 LOCKS_UNSUPPORTED_ERRNOS = (
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
@@ -273,7 +273,7 @@ LOCKS_UNSUPPORTED_ERRNOS = (
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Lock an open file; whether no other process has locked it."""
+    """Lock an open file; returns False if another process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -285,8 +285,8 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file or folder is the one of that name. While it is open, its inode is not
-    given to another one.
+    """Whether an open descriptor is the file or folder at `path`. Its inode cannot be reused while
+    it is open.
     """
     try:
         with add_filename_to_errors(path):
@@ -296,20 +296,20 @@ def is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Refuse a folder with anything in it but files and folders: a link may lead out of it, and
-    reading a pipe may take for ever.
+    """Reject a folder that contains anything but files and folders: a link may lead out of it, and
+    reading a pipe may block forever.
 
     Raises:
-        UserError: naming what else is there.
+        UserError: with the path of such an entry.
         OSError: if a folder cannot be read.
     """
-    # Does not follow links, and names them.
+    # os.walk lists links, but does not follow them.
     for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
         for name in (*folders, *names):
             path = Path(parent, name)
             try:
                 mode = path.lstat().st_mode
-            except FileNotFoundError:  # another process is working here
+            except FileNotFoundError:  # deleted by another process
                 continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise UserError(
@@ -319,23 +319,23 @@ def reject_symlinks(folder: Path) -> None:
 
 
 def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # another process may work here
+    if not isinstance(error, FileNotFoundError):  # deleted by another process
         raise error
 
 
 def expand_user(name: str) -> Path:
-    """The path of a name that may begin with `~`; as it is where there is no such user."""
+    """Path of a name, with a leading `~` expanded; unchanged if there is no such user."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
 
 
-MAX_SMALL_FILE_BYTES = 1 << 20  # bytes of a file that describes something
+MAX_SMALL_FILE_BYTES = 1 << 20  # 1 MiB, for metadata and config files
 
 
 def read_small(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> str:
-    """The text of a file that has to be small.
+    """Read a small UTF-8 text file.
 
     Raises:
         OSError: if it cannot be read.
@@ -345,7 +345,7 @@ def read_small(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> str:
 
 
 def read_small_bytes(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
-    """The content of a file that has to be small.
+    """Read a small file.
 
     Raises:
         OSError: if it cannot be read.
@@ -359,7 +359,7 @@ def read_small_bytes(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes
 
 
 def read_json(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> Any:
-    """The values in a small JSON file, which may begin with a byte-order mark.
+    """Read a small JSON file, which may start with a byte-order mark.
 
     Raises:
         OSError: if it cannot be read.
@@ -369,7 +369,7 @@ def read_json(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> Any:
 
 
 def replace_nonfinite(tree: Any) -> Any:
-    """A tree of values with None in the place of numbers that JSON does not have."""
+    """Replace NaN and infinity, which JSON does not have, by None in a tree of values."""
     if isinstance(tree, dict):
         return {name: replace_nonfinite(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -378,14 +378,14 @@ def replace_nonfinite(tree: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`, which answers to some texts with another error than ValueError."""
+    """Parse JSON, and raise ValueError for too deep nesting, unlike `json.loads`."""
     with recursion_error_as_value_error():
         return json.loads(text)
 
 
 @contextlib.contextmanager
 def recursion_error_as_value_error() -> Iterator[None]:
-    """Where a text is parsed: nesting beyond what Python bears is a ValueError like others."""
+    """Convert the RecursionError of a parser, from too deep nesting, to ValueError."""
     try:
         yield
     except RecursionError:
@@ -393,30 +393,30 @@ def recursion_error_as_value_error() -> Iterator[None]:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with add_filename_to_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-CHECKSUM_KEY = "seal"  # stored in every checksummed file
+CHECKSUM_KEY = "seal"  # key of the checksum in JSON files
 
 
 def dump_checksummed(tree: Mapping[str, Any]) -> str:
-    """A JSON object as text, with the hash of everything in it as its `seal`."""
+    """Serialize a JSON object with its checksum."""
     return json.dumps({**tree, CHECKSUM_KEY: _checksum(tree)}, indent=1) + "\n"
 
 
 def read_checksummed(path: Path, max_format: int) -> dict[str, Any]:
-    """Read what `dump_checksummed` made, without the checksum. Every changed byte is found, also
-    where it changes nothing: the file has to be what `dump_checksummed` writes.
+    """Read a file written by `dump_checksummed`, without the checksum. Detects any changed byte,
+    even in whitespace: the file must be exactly what `dump_checksummed` would write.
 
     Args:
-        max_format: the newest `format` that is understood.
+        max_format: the newest supported `format`.
 
     Raises:
-        UserError: if a newer mlxgpt wrote it.
+        UserError: if it was written by a newer mlxgpt.
         OSError: if it cannot be read.
-        ValueError: if it is not what was written.
+        ValueError: if it was modified.
     """
     text = read_small(path)
     tree = parse_json(text)

@@ -1,13 +1,13 @@
-"""Seeds of all randomness, derived from (seed, purpose, step); there is no generator state."""
+"""Random seeds, derived from (seed, purpose, step) instead of a generator state."""
 
 import hashlib
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
-    """A 64-bit seed that is a pure function of its arguments.
+    """Derive a 64-bit seed, a pure function of the arguments.
 
-    Different purposes never share random numbers, so evaluating more often or drawing samples
-    changes nothing in a training, and a resumed run needs to restore nothing.
+    Different purposes never share random numbers, so evaluating or sampling more often does not
+    affect training, and resuming a run needs no generator state.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

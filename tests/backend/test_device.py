@@ -14,13 +14,13 @@ from mlxgpt.backend import device, macos, memory_limits
 from mlxgpt.config import Config, override_config
 
 
-def test_the_peak_is_a_plausible_speed() -> None:
+def test_matmul_peak_is_plausible_and_measured_once() -> None:
     peak = device.matmul_peak("float32")
     assert 1e8 < peak < 1e16
     assert device.matmul_peak("float32") == peak, "measured once"
 
 
-def test_numbers_are_chosen_by_the_device_not_by_a_timing(
+def test_default_dtype_depends_on_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for backend, dtype in (("cpu", "float32"), ("metal", "float32"), ("cuda", "bfloat16")):
@@ -30,14 +30,14 @@ def test_numbers_are_chosen_by_the_device_not_by_a_timing(
         assert device.resolve_dtype(bfloat16) == bfloat16
 
 
-def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in use nor in MLX's cache, and nothing in the peak of the training that follows."""
+def test_benchmarks_free_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither active, nor in MLX's cache, nor in the peak memory of a later training run."""
     gc.collect()
     before = mx.get_active_memory()
     device.matmul_peak.__wrapped__("float32")
     assert mx.get_cache_memory() == 0
     assert mx.get_peak_memory() < 1_000_000
-    monkeypatch.setattr(device, "device_type", lambda: "metal")  # large arrays of MLX's
+    monkeypatch.setattr(device, "device_type", lambda: "metal")  # measures with large MLX arrays
     active_bytes: list[int] = []
     clear_cache = mx.clear_cache
 
@@ -53,8 +53,8 @@ def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(not device.on_cpu(), reason="GPU memory is not resident memory")
-def test_memory_is_this_processs() -> None:
-    code = (  # in a new process, which has no freed pages to take it from
+def test_memory_use_of_this_process() -> None:
+    code = (  # in a new process, which has no freed pages to reuse
         "import mlxgpt, mlx.core as mx\n"
         "from mlxgpt.backend import device\n"
         "before = device.resident_bytes()\n"
@@ -67,11 +67,11 @@ def test_memory_is_this_processs() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_memorys_bandwidth_is_within_reason() -> None:
+def test_memory_bandwidth_is_plausible() -> None:
     assert 1e9 < device.memory_bandwidth() < 10e12
 
 
-def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_includes_memory_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "device_type", lambda: "cpu")
     monkeypatch.setattr(device, "_read_proc_bytes", lambda file, name: 5_000_000_000)
     monkeypatch.setattr(device, "resident_bytes", lambda: 1_000_000_000)
@@ -79,8 +79,8 @@ def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.Monk
     assert device.free_memory_bytes() == 6_000_000_000
 
 
-def test_a_macs_chip_has_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's `platform.processor()` is "arm" there."""
+def test_device_name_of_a_mac_is_the_full_chip_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's `platform.processor()` is "arm" on a Mac."""
     monkeypatch.setattr(device, "device_type", lambda: "cpu")
     monkeypatch.setattr(sys, "platform", "darwin")
     names = {"machdep.cpu.brand_string": "Apple M4 Pro"}
@@ -90,12 +90,12 @@ def test_a_macs_chip_has_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.device_name() == platform.machine()
 
 
-def test_the_chip_has_a_name() -> None:
+def test_device_has_a_name_and_type() -> None:
     assert device.device_name()
     assert device.device_type() in ("cpu", "cuda", "metal")
 
 
-def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_on_a_mac_is_the_recommended_size(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, int] = {}
     monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
     monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
@@ -112,13 +112,13 @@ def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch
 
 
 class Allocator:
-    """Metal's, by MLX's allocator.cpp and buffer_cache.h; in MB, with pages of 1 MB."""
+    """MLX's Metal allocator (allocator.cpp, buffer_cache.h), in MB with 1 MB pages."""
 
     def __init__(self, recommended: int) -> None:
         self.recommended = recommended
         self.memory = self.cache_limit = 3 * recommended // 2
         self.active = self.allocated = self.peak = 0
-        self.cached: list[int] = []  # the newest last
+        self.cached: list[int] = []  # newest last
 
     def malloc(self, size: int) -> int:
         candidates = [s for s in self.cached if size <= s < min(2 * size, size + 2)]
@@ -149,12 +149,10 @@ class Allocator:
     step=st.lists(st.integers(1, 2000), min_size=1, max_size=20),
     evaluation=st.lists(st.integers(1, 2000), max_size=20),
 )
-def test_a_step_that_fits_gets_no_new_memory(
+def test_step_that_fits_allocates_no_new_memory(
     weights: int, step: list[int], evaluation: list[int]
 ) -> None:
-    """Its buffers stay in the cache from step to step, also on a small Mac; and what is cached
-    besides them is released before the limit is reached.
-    """
+    """Later steps reuse cached buffers; other cached buffers are freed before the limit."""
     metal = Allocator(recommended=5_300)  # an 8 GB Mac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "device_type", lambda: "metal")

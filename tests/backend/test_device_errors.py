@@ -1,4 +1,4 @@
-"""The GPU's failures, by the texts that MLX 0.32 gives them."""
+"""GPU errors, classified by the messages of MLX 0.32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CODE = "kIOGPUCommandBufferCallbackError"
         ("[metal::Device] Unable to build metal library from source\nx: error", 0, 0, "MLX"),
     ],
 )
-def test_each_failure_has_its_remedy(
+def test_each_gpu_error_has_a_remedy(
     text: str, out_of_memory: int, recoverable: int, remedy: str
 ) -> None:
     failure = classify_device_error(RuntimeError(text))
@@ -58,7 +58,7 @@ def test_each_failure_has_its_remedy(
         "custom() failed",
     ],
 )
-def test_other_errors_are_not_the_gpus(text: str) -> None:
+def test_other_errors_are_not_classified_as_gpu_errors(text: str) -> None:
     assert classify_device_error(RuntimeError(text)) is None
     with pytest.raises(RuntimeError), device_errors.convert_device_errors():
         raise RuntimeError(text)
@@ -73,7 +73,7 @@ def test_other_errors_are_not_the_gpus(text: str) -> None:
         "[compile] Too many inputs/outputs fused in the Metal Compiled primitive",
     ],
 )
-def test_kernels_that_cannot_be_compiled(text: str) -> None:
+def test_compile_failures_are_recognized(text: str) -> None:
     assert device_errors.is_compile_failure(RuntimeError(text))
     assert not device_errors.is_compile_failure(ValueError(text))
     assert not device_errors.is_compile_failure(RuntimeError("[Metal::copy] Must use 1024"))

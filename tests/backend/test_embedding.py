@@ -17,7 +17,7 @@ from mlxgpt.backend.embedding import (
 )
 
 SUM_FUNCTIONS = (sum_by_one_hot, sum_by_segments)
-# Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.
+# Numbers of ids: one, a few, the most that one matmul handles, one more, and mostly unused ids.
 COUNTS = (1, 19, MAX_ONE_HOT, MAX_ONE_HOT + 1, 3000)
 
 
@@ -35,8 +35,8 @@ def sum_with_numpy(rows: mx.array, ids: mx.array, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("way", SUM_FUNCTIONS)
 @pytest.mark.parametrize("count", COUNTS)
-def test_each_row_is_added_to_its_ids_sum(way: Callable[..., mx.array], count: int) -> None:
-    """Exactly, of whole numbers; of others up to the order of the sum."""
+def test_sum_by_id_matches_numpy(way: Callable[..., mx.array], count: int) -> None:
+    """Exact for integers, otherwise up to the order of summation."""
     rows, ids = random_rows(count, integers=True)
     np.testing.assert_array_equal(way(rows, ids, count), sum_with_numpy(rows, ids, count))
     rows, ids = random_rows(count, integers=False)
@@ -45,12 +45,10 @@ def test_each_row_is_added_to_its_ids_sum(way: Callable[..., mx.array], count: i
 
 @pytest.mark.parametrize("way", SUM_FUNCTIONS)
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_gradient_is_the_cpus(
+def test_gradient_matches_the_cpu(
     way: Callable[..., mx.array], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each sum of n rows within n times the rounding of its largest part; those of one row have the
-    same bits.
-    """
+    """A sum of n rows is within n roundings of its largest term; single rows are bit-exact."""
     monkeypatch.setattr(embedding, "sum_by_id", way)
     rows, ids = random_rows(count, integers=False)
     weight = mx.random.normal((count, 7), key=mx.random.key(0))
@@ -75,7 +73,7 @@ def test_a_gradient_is_the_cpus(
         (MAX_ONE_HOT + 1, False, "sum_by_one_hot"),
     ],
 )
-def test_the_way_depends_on_the_number_of_ids_and_the_backend(
+def test_sum_method_depends_on_the_number_of_ids_and_the_backend(
     count: int, metal: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -100,7 +98,7 @@ def test_bfloat16_sums_are_rounded_once() -> None:
         np.testing.assert_allclose(actual.astype(mx.float32), expected, rtol=2**-7, atol=2**-7)
 
 
-def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedding_lookup_is_not_used_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
     monkeypatch.setattr(ops, "embedding_lookup", lambda weight, ids: calls.append(True))
     for cpu in (True, False):

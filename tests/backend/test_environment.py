@@ -7,7 +7,7 @@ from mlxgpt.backend.cpu import blas
 from mlxgpt.backend.environment import describe_environment, environment_changes
 
 
-def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_environment_includes_blas_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: True)
     monkeypatch.setattr(blas, "_status", "OpenBLAS 1")
     monkeypatch.setattr(blas, "blas_thread_count", lambda: 3)
@@ -23,7 +23,9 @@ def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) 
     assert describe_environment()["compiler"] == "none"
 
 
-def test_a_gpu_names_neither_unless_it_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_environment_includes_the_compiler_only_if_it_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: False)
     monkeypatch.setattr(device, "device_name", lambda: "Apple M1")
     monkeypatch.setattr(execution, "compile_failure", lambda: None)
@@ -32,13 +34,13 @@ def test_a_gpu_names_neither_unless_it_cannot_compile(monkeypatch: pytest.Monkey
     assert describe_environment()["compiler"] == "none"
 
 
-def test_a_compiler_that_does_not_answer_is_named_without_its_version(
+def test_unresponsive_compiler_is_listed_without_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(environment.jit, "find_gxx", lambda: "/nowhere/g++")
     assert environment._gxx_version() == "g++"
 
 
-def test_changes_are_those_of_what_was_known_before() -> None:
+def test_changes_include_only_previously_known_keys() -> None:
     before, now = {"mlx": "1", "device": "M1"}, {"mlx": "2", "device": "M1", "compiler": "none"}
     assert environment_changes(before, now) == ["mlx 1 → 2"]

@@ -21,7 +21,7 @@ METAL_COMPILE_ERROR = (
 
 @pytest.fixture
 def disable_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One entry for each time that MLX was told not to compile; here it still does."""
+    """Has one entry per call of `mx.disable_compile`, which has no effect here."""
     calls: list[bool] = []
     monkeypatch.setattr(execution, "_compile_failure", None)
     monkeypatch.setattr(mx, "disable_compile", lambda: calls.append(True))
@@ -33,7 +33,9 @@ def set_device(monkeypatch: pytest.MonkeyPatch, *, cpu: bool) -> None:
 
 
 @pytest.mark.parametrize(("cpu", "count"), [(True, 2), (False, 1)])
-def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_thread_has_its_own_function(
+    cpu: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_device(monkeypatch, cpu=cpu)
     indices: list[int] = []
 
@@ -49,18 +51,18 @@ def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.M
     assert len({result[2] for result in results}) == count
 
 
-def test_a_single_call_is_made_on_this_thread() -> None:
+def test_single_call_runs_on_the_current_thread() -> None:
     run = PerThreadFunction(lambda: lambda x: (x, threading.current_thread()))
     assert run([(1,)]) == [(1, threading.current_thread())]
 
 
-def test_only_a_cpu_computes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_cpu_uses_several_chunks_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu, expected in ((True, 4), (False, 1)):
         set_device(monkeypatch, cpu=cpu)
         assert execution.chunks_per_thread(32, 256) == expected
 
 
-def test_a_compiler_that_fails_disables_compilation_once(
+def test_failing_compiler_disables_compilation_once(
     disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_device(monkeypatch, cpu=True)
@@ -71,9 +73,7 @@ def test_a_compiler_that_fails_disables_compilation_once(
     assert disable_calls == [True]
 
 
-def test_a_gpu_needs_no_compiler(
-    disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_needs_no_compiler(disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     set_device(monkeypatch, cpu=False)
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
     assert execution.compile_failure() is None
@@ -106,7 +106,7 @@ def test_compilation_is_disabled_once_after_a_kernel_failed(
     assert disable_calls == [True]
 
 
-def test_another_error_is_not_the_compilers(disable_calls: list[bool]) -> None:
+def test_other_errors_do_not_disable_compilation(disable_calls: list[bool]) -> None:
     assert execution.disable_compilation_on_error(RuntimeError("something else")) is None
     assert disable_calls == []
 
@@ -118,12 +118,12 @@ def slow_cpu(disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
 
 
-def test_a_cpu_has_two_reasons_to_be_slow(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_has_two_slow_reasons(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     set_device(monkeypatch, cpu=True)
     assert execution.slow_reasons() == ["reference BLAS (slow)", "no compiler"]
 
 
-def test_a_gpu_has_one_reason_to_be_slow(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_has_one_slow_reason(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     set_device(monkeypatch, cpu=False)
     assert execution.slow_reasons() == []
     line = execution.disable_compilation_on_error(RuntimeError(METAL_COMPILE_ERROR))
@@ -132,8 +132,8 @@ def test_a_gpu_has_one_reason_to_be_slow(slow_cpu: None, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("threads", [1, 2])
 @given(A=st.integers(1, 4), B=st.integers(1, 12), T=st.integers(1, 6), portion=st.integers(2, 30))
-def test_shards_are_the_whole_batch(threads: int, A: int, B: int, T: int, portion: int) -> None:
-    """Every row is in one of them, in parts of one size, each part with a key of its own."""
+def test_shards_cover_the_whole_batch(threads: int, A: int, B: int, T: int, portion: int) -> None:
+    """Every row is in exactly one part; parts have equal sizes and different random keys."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "MAX_CHUNK_TOKENS", portion)
         patch.setattr(device, "on_cpu", lambda: threads == 2)

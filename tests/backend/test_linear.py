@@ -13,7 +13,7 @@ from mlxgpt.backend.cpu import kernels
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_gradients_are_mlxs_own_and_laid_out_like_the_weight(
+def test_gradients_equal_mlx_and_have_the_layout_of_the_weight(
     on_cpu: bool, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: on_cpu)

@@ -1,4 +1,4 @@
-"""What only a Mac does, with a Mac that is made up."""
+"""macOS-only code, tested with a simulated Mac."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def fake_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
 
-    monkeypatch.setattr(sys, "platform", "linux")  # until it is called, also on a Mac
+    monkeypatch.setattr(sys, "platform", "linux")  # not a Mac until `make` is called
 
     return make
 
 
-def test_apple_silicon_and_other_systems_are_welcome(fake_mac: Any) -> None:
+def test_apple_silicon_and_other_systems_are_accepted(fake_mac: Any) -> None:
     macos.check_apple_silicon()
     fake_mac("arm64")
     macos.check_apple_silicon()
 
 
-def test_an_intel_mac_is_told_so(fake_mac: Any) -> None:
+def test_intel_mac_is_refused(fake_mac: Any) -> None:
     fake_mac("x86_64")
     with pytest.raises(UserError, match="has an Intel processor"):
         macos.check_apple_silicon()
 
 
-def test_python_under_rosetta_is_told_what_to_do(fake_mac: Any) -> None:
+def test_python_under_rosetta_is_refused_with_a_remedy(fake_mac: Any) -> None:
     fake_mac("x86_64", translated=True)
     with pytest.raises(UserError, match="under Rosetta") as error:
         macos.check_apple_silicon()
@@ -56,7 +56,7 @@ def test_python_under_rosetta_is_told_what_to_do(fake_mac: Any) -> None:
         ("linux", "/usr/bin/git", 2, False),
     ],
 )
-def test_programs_that_only_open_an_installer(
+def test_xcode_stub_programs_are_detected(
     platform: str, program: str, code: int, stub: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> SimpleNamespace:
@@ -68,7 +68,7 @@ def test_programs_that_only_open_an_installer(
     assert macos.is_xcode_stub(program) is stub
 
 
-def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sysctl_value_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
@@ -78,14 +78,16 @@ def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPa
     assert macos.sysctl("hw.model") == "hw.model"
 
 
-def test_every_command_begins_with_it(fake_mac: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_checks_for_apple_silicon(
+    fake_mac: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_mac("x86_64")
     assert cli.main(["runs"]) == 2
     assert "Intel" in capsys.readouterr().err
 
 
 class Process:
-    """A subprocess that remembers what it was asked."""
+    """A fake subprocess that records calls."""
 
     def __init__(self, command: list[str], **options: Any) -> None:
         self.calls, self.options = [*command], options
@@ -97,7 +99,7 @@ class Process:
         self.calls.append("waited for")
 
 
-def test_a_mac_stays_awake_as_long_as_it_is_needed(
+def test_mac_is_kept_awake_within_prevent_sleep(
     fake_mac: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes: list[Process] = []
@@ -116,9 +118,7 @@ def test_a_mac_stays_awake_as_long_as_it_is_needed(
     assert processes[0].calls[-2:] == ["terminated", "waited for"]
 
 
-def test_a_mac_without_caffeinate_trains_all_the_same(
-    fake_mac: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_caffeinate_is_ignored(fake_mac: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 

@@ -1,4 +1,4 @@
-"""Memory limits, read from folders laid out as Linux has them, in and out of containers."""
+"""Memory limits, read from simulated Linux /proc and /sys folders, with and without containers."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def limits_in_mb(root: Path) -> list[tuple[int, int]]:
-    """Total and free of each, in MiB; of what is free, 50 are this process's own data."""
+    """Return total and free MiB of each limit; 50 MiB of the free memory is this process's data."""
     return [(limit.total // MB, limit.free // MB) for limit in memory_limits.memory_limits(root)]
 
 
-def test_a_container_of_cgroup_v2_sees_itself_as_the_root(root: Path) -> None:
+def test_cgroup_v2_container_is_the_root_cgroup(root: Path) -> None:
     System(root, "0::/").add_cgroup_v2("", 400 * MB, 300 * MB, 100 * MB)
     assert limits_in_mb(root) == [(400, 250)]
 
 
-def test_limits_around_a_cgroup_hold_as_well(root: Path) -> None:
-    """As under systemd, whose sessions are in slices; the true root has no limit, nor its file."""
+def test_limits_of_parent_cgroups_apply(root: Path) -> None:
+    """As under systemd, where sessions are in slices; the real root has no limit file."""
     system = System(root, "0::/user.slice/user-1000.slice/session-3.scope")
     system.add_cgroup_v2("user.slice/user-1000.slice/session-3.scope", "max", 100 * MB)
     system.add_cgroup_v2("user.slice/user-1000.slice", 900 * MB, 500 * MB)
@@ -78,7 +78,7 @@ def test_limits_around_a_cgroup_hold_as_well(root: Path) -> None:
     assert limits_in_mb(root) == [(900, 450), (2000, 250)]
 
 
-def test_above_memory_high_a_process_hardly_runs(root: Path) -> None:
+def test_memory_high_counts_as_a_limit(root: Path) -> None:
     path = System(root, "0::/").add_cgroup_v2("", 400 * MB, 100 * MB)
     write_line(path / "memory.high", 300 * MB)
     assert limits_in_mb(root) == [(300, 250)]
@@ -86,7 +86,7 @@ def test_above_memory_high_a_process_hardly_runs(root: Path) -> None:
     assert limits_in_mb(root) == [(10, 0)]
 
 
-def test_a_container_of_cgroup_v1_sees_the_path_outside(root: Path) -> None:
+def test_cgroup_v1_container_sees_the_host_path(root: Path) -> None:
     system = System(root, "11:cpu,cpuacct:/docker/ab12\n4:memory:/docker/ab12\n0::/docker/ab12")
     system.add_cgroup_v1("", 400 * MB, 300 * MB, 100 * MB)
     assert limits_in_mb(root) == [(400, 250)]
@@ -101,23 +101,23 @@ def test_cgroup_v1_next_to_an_empty_v2(root: Path) -> None:
     assert limits_in_mb(root) == [(600, 550)]
 
 
-def test_a_cgroup_outside_of_the_containers_own(root: Path) -> None:
+def test_cgroup_outside_the_container(root: Path) -> None:
     System(root, "0::/../elsewhere").add_cgroup_v2("", 400 * MB, 100 * MB)
     assert limits_in_mb(root) == [(400, 350)]
 
 
 @pytest.mark.parametrize("cgroup", ["", "0::/", "0::/none", "4:memory:/none", "garbage"])
-def test_where_nothing_can_be_read_there_is_no_limit(root: Path, cgroup: str) -> None:
+def test_unreadable_cgroup_means_no_limit(root: Path, cgroup: str) -> None:
     System(root, cgroup)
     (root / "sys/fs/cgroup").mkdir(parents=True)
     assert limits_in_mb(root) == []
 
 
-def test_a_system_without_proc(root: Path) -> None:
+def test_system_without_proc_has_no_limit(root: Path) -> None:
     assert memory_limits.memory_limits(root) == []
 
 
-def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_space_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total = 4000 * MB
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (total, resource.RLIM_INFINITY))
     (limit,) = memory_limits.memory_limits(root)
@@ -128,7 +128,9 @@ def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limit.free == total - (3_000_000 - 60_000) * 1024, "a process that already has much"
 
 
-def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_require_less_address_space(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (4000 * MB, 4000 * MB))
     required = []
     for threads in ("1", "none", "9999"):
@@ -138,7 +140,7 @@ def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPat
     assert required[0] == memory_limits.MIN_ADDRESS_SPACE + memory_limits.ADDRESS_SPACE_PER_THREAD
 
 
-def test_a_real_limit_of_the_address_space() -> None:
+def test_real_address_space_limit() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
         "from mlxgpt.backend import memory_limits, device\n"
@@ -158,7 +160,7 @@ def set_memory_limit(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> 
     monkeypatch.setattr(memory_limits, "memory_limits", lambda: [limit])
 
 
-def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_memory_is_capped_by_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "device_type", lambda: "cpu")
     set_memory_limit(monkeypatch, 400 * MB, 300 * MB)
     assert (device.total_memory_bytes(), device.free_memory_bytes()) == (400 * MB, 300 * MB)
@@ -166,7 +168,7 @@ def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.Monk
     assert device.total_memory_bytes() != 400 * MB, "a GPU has its own"
 
 
-def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_memory_limit(monkeypatch, 100 * MB, 90 * MB)
     with pytest.raises(UserError, match=r"limited to 105 MB, but mlxgpt needs 134 MB to start"):
         memory_limits.check_memory_limits()
@@ -187,7 +189,9 @@ def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=str,
 )
-def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_errors_are_explained(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_limits, "memory_limits", list)
     explained = memory_limits.explain_out_of_memory(error)
     assert explained is not None
@@ -200,5 +204,5 @@ def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("make", [RuntimeError, ImportError, OSError])
-def test_other_errors_are_left_alone(make: Callable[[str], Exception]) -> None:
+def test_other_errors_are_not_explained(make: Callable[[str], Exception]) -> None:
     assert memory_limits.explain_out_of_memory(make("something else")) is None

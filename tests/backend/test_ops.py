@@ -1,4 +1,4 @@
-"""Which operations are computed by our formulas, and which by MLX's own."""
+"""Test which operations use mlxgpt's CPU kernels and which use MLX's own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALLS: dict[str, Callable[[mx.array], mx.array]] = {
     ],
     ids=["float32", "few", "bfloat16", "GPU"],
 )
-def test_our_formulas_are_for_many_values_in_float32_on_the_cpu(
+def test_cpu_kernels_are_used_for_large_float32_arrays_on_the_cpu(
     name: str, x: mx.array, on_cpu: bool, is_ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
@@ -51,10 +51,10 @@ def test_our_formulas_are_for_many_values_in_float32_on_the_cpu(
 
 
 @pytest.mark.parametrize(("places", "is_ours"), [(64, True), (63, False)])
-def test_the_last_tokens_attention_is_ours_for_a_long_cache(
+def test_decode_attention_uses_the_cpu_kernel_for_a_long_cache(
     places: int, is_ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its size is that of the scores."""
+    """The size that counts is the size of the scores."""
     called: list[int] = []
     original = kernels.cpu_decode_attention
 
@@ -69,7 +69,7 @@ def test_the_last_tokens_attention_is_ours_for_a_long_cache(
     assert called == [places] * is_ours
 
 
-def test_cross_entropy_is_ours_on_the_cpu_whatever_its_size(
+def test_cross_entropy_always_uses_the_cpu_kernel_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[bool] = []

@@ -1,4 +1,4 @@
-"""Where memory is limited a command runs in a child process: real ones, under a large limit."""
+"""With limited memory, commands run in a child process. Uses real processes under a large limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAIN = (
 )
 TRAIN += ["--source", "words.txt"]
 
-# The program, with another command in the place of what the command line says.
+# mlxgpt's entry point with a replaced `main`.
 CODE = """
 import ctypes, os, signal, sys, time
 from mlxgpt.cli import main as cli
@@ -56,9 +56,9 @@ def run_limited(body: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize(
     ("body", "how"),
     [
-        ("ctypes.string_at(0)", "SIGSEGV"),  # what MLX does with memory that it did not get
-        ("os.abort()", "SIGABRT"),  # an exception in a thread of C++
-        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),  # the kernel, in a container
+        ("ctypes.string_at(0)", "SIGSEGV"),  # MLX after a failed allocation
+        ("os.abort()", "SIGABRT"),  # an exception in a C++ thread
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),  # the OOM killer, in a container
         ("os._exit(1)", "code 1"),  # OpenBLAS
     ],
 )
@@ -81,17 +81,17 @@ def test_a_crash_is_explained(body: str, how: str) -> None:
         ("os.kill(os.getpid(), signal.SIGUSR1)", 128 + signal.SIGUSR1),
     ],
 )
-def test_other_ends_are_the_commands_own(body: str, expected: int) -> None:
+def test_other_exit_codes_are_passed_through(body: str, expected: int) -> None:
     assert run_limited(body) == (expected, [])
 
 
-def test_a_defect_is_shown_as_one() -> None:
+def test_bug_is_shown_with_its_traceback() -> None:
     code, lines = run_limited("raise KeyError('mine')")
     assert code == 1
     assert lines[-1] == "KeyError: 'mine'"
 
 
-def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
+def test_python_memory_error_is_explained(home: Path) -> None:
     code = (
         "from mlxgpt.cli import main as cli\n"
         "def fails(*_): bytes(1 << 40)\n"
@@ -116,7 +116,7 @@ WAIT_BODY = """
 
 @contextlib.contextmanager
 def waiting_process() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A command under way, and the process that it runs in."""
+    """Yield the supervisor of a running command and the pid of its child."""
     process = start_limited(CODE.format(body=WAIT_BODY))
     assert process.stdout
     child = int(process.stdout.readline())
@@ -132,7 +132,7 @@ def test_signals_reach_the_command(number: signal.Signals, code: int) -> None:
         assert process.wait(120) == code
 
 
-def test_a_command_does_not_outlive_who_waits_for_it() -> None:
+def test_command_ends_when_its_supervisor_is_killed() -> None:
     with waiting_process() as (process, child):
         process.kill()
         process.wait()
@@ -149,7 +149,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_without_a_limit_there_is_one_process() -> None:
+def test_without_a_limit_there_is_no_child_process() -> None:
     code = (
         "import os; from mlxgpt.cli import main as cli; from mlxgpt.backend import memory_limits\n"
         "memory_limits.memory_limits = list\n"
@@ -177,7 +177,7 @@ log = Run.log
 
 def exhaust(run, record):
     log(run, record)
-    if record["step"] == 6:  # nothing more to be had, and MLX asks for some
+    if record["step"] == 6:  # no memory is left when MLX asks for more
         resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))
         mx.eval(mx.ones(1 << 28))
 
@@ -187,7 +187,7 @@ cli.run_and_exit()
 
 
 @pytest.mark.exact_bits
-def test_a_training_that_runs_out_of_memory_loses_nothing(home: Path, text_file: Path) -> None:
+def test_training_that_runs_out_of_memory_resumes_bit_exactly(home: Path, text_file: Path) -> None:
     from mlxgpt.cli import main as cli
 
     assert cli.main([*TRAIN, "--run", "whole"]) == 0

@@ -14,16 +14,16 @@ def measurement() -> Measurement:
     return bench_measurement.make_measurement()
 
 
-def test_estimates_by_hand(measurement: Measurement) -> None:
+def test_estimates_equal_values_computed_by_hand(measurement: Measurement) -> None:
     small, large = measurement.tiers
     m1, m3_max = CHIPS[0], next(chip for chip in CHIPS if chip.name == "M3 Max")
     assert m1 == Chip("M1", 2.6, (68,))
-    # A quarter of 2.6e12 operations a second, of 2.5e6 each; 68e9 bytes a second, of 4e6 each.
+    # 0.25 * 2.6e12 FLOP/s / 2.5e6 FLOPs per token; 68e9 bytes/s / 4e6 bytes per token.
     assert chips.estimate_training_speed(m1, small) == pytest.approx(260_000)
     assert chips.max_generation_speed(m1, small) == pytest.approx((17_000,))
     assert chips.estimate_training_speed(m1, large) == pytest.approx(10_000)
     text = report.render_benchmark_report(measurement)
-    # 36e6 tokens at 260,000 a second take 138 seconds; at 10,000 a second, an hour.
+    # 36e6 tokens take 138 s at 260,000 tokens/s, and an hour at 10,000 tokens/s.
     assert table_cells(text, "M1", 0) == ["2.6", "68", "260,000", "2.3 min", "17,000"]
     assert table_cells(text, "M1", 1) == ["2.6", "68", "10,000", "1.0 h", "1,400"]
     assert table_cells(text, "M1 Ultra", 0)[3] == "17 s"
@@ -34,7 +34,7 @@ def test_estimates_by_hand(measurement: Measurement) -> None:
     )
 
 
-def test_the_chips_are_those_of_the_spec_sheets() -> None:
+def test_chips_match_the_spec_sheets() -> None:
     names = [chip.name for chip in CHIPS]
     assert len(names) == len(set(names)) == 18
     assert "M4 Ultra" not in names
@@ -43,7 +43,7 @@ def test_the_chips_are_those_of_the_spec_sheets() -> None:
     assert Chip("M5", 5.7, ()) in CHIPS
 
 
-def test_estimates_are_marked_and_measurements_are_not(measurement: Measurement) -> None:
+def test_only_estimates_are_marked_as_estimated(measurement: Measurement) -> None:
     bench_measurement, estimated = report.render_benchmark_report(measurement).split(
         "## Apple chips: *estimated*"
     )

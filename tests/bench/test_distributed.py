@@ -1,4 +1,4 @@
-"""A step by several ranks, measured on the loopback."""
+"""Benchmark of a distributed training step on the loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.commands import Capture
 QUICK = DistributedBenchPlan(repeats=2, seconds=0.01)
 
 
-def test_two_ranks_are_measured(tiny_model: Config) -> None:
+def test_measure_two_ranks(tiny_model: Config) -> None:
     timing = distributed.measure_on_loopback(tiny_model, 2, QUICK)
     assert timing.size == 2
     assert timing.sequences == tiny_model.sequences_per_step
@@ -31,7 +31,7 @@ def test_two_ranks_are_measured(tiny_model: Config) -> None:
     assert "sequences per step" in distributed.format_distributed_timing(timing)[0]
 
 
-def test_what_cannot_be_shared_out_is_told(tiny_model: Config) -> None:
+def test_batch_that_cannot_be_divided_by_the_ranks_is_refused(tiny_model: Config) -> None:
     odd = override_config(tiny_model, {"batch_size": 3})
     with pytest.raises(UserError, match="a different number of ranks"):
         distributed.measure_on_loopback(odd, 2, QUICK)
@@ -48,7 +48,9 @@ def test_efficiency() -> None:
     assert "step           250.0 ms in total; 225.0 with --reduce-dtype bfloat16" in lines
 
 
-def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_distributed_command(
+    tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ms = SummaryStats.from_values([100.0])
     timing = DistributedTiming(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms)
     monkeypatch.setattr(distributed, "measure_on_loopback", lambda *_: timing)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from mlxgpt.bench import markdown
 
 
-def test_figures_have_three_digits() -> None:
+def test_numbers_have_three_digits() -> None:
     for number, text in (
         (123_456.0, "123,000"),
         (9_995.0, "10,000"),

@@ -18,13 +18,13 @@ def measurement() -> Measurement:
     return bench_measurement.make_measurement()
 
 
-def test_a_spread_is_the_median_the_least_and_the_most() -> None:
+def test_stats_are_median_least_and_most() -> None:
     assert SummaryStats.from_values([9.0, 1.0, 2.0, 100.0, 3.0]) == SummaryStats(
         3.0, 1.0, 100.0, (9, 1, 2, 100, 3)
     )
 
 
-def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
+def test_json_round_trip(measurement: Measurement) -> None:
     restored = Measurement.from_json(measurement.to_json())
     assert restored == measurement
     assert report.render_benchmark_report(restored) == report.render_benchmark_report(measurement)
@@ -41,19 +41,19 @@ def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
         lambda text: text.replace('"ms_per_step"', '"ms"'),
     ],
 )
-def test_other_json_is_refused(damage: Callable[[str], str], measurement: Measurement) -> None:
+def test_invalid_json_is_refused(damage: Callable[[str], str], measurement: Measurement) -> None:
     with pytest.raises(UserError, match="not a valid benchmark result"):
         Measurement.from_json(damage(measurement.to_json()))
 
 
-def test_the_bandwidth_is_given_back_too(measurement: Measurement) -> None:
+def test_json_round_trip_with_bandwidth(measurement: Measurement) -> None:
     machine = replace(measurement.machine, bandwidth=39.3e9)
     expected = replace(measurement, machine=machine)
     assert Measurement.from_json(expected.to_json()) == expected
 
 
 def test_files_of_earlier_formats_are_read(measurement: Measurement) -> None:
-    """The committed ones, too. Format 2 had counted kernels and other libraries."""
+    """Including the committed ones. Format 2 contained kernel counts and other libraries."""
     tree = json.loads(measurement.to_json())
     tree["format"] = 1
     del tree["machine"]["bandwidth"]

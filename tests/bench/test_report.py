@@ -17,7 +17,7 @@ def measurement() -> Measurement:
     return bench_measurement.make_measurement()
 
 
-def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> None:
+def test_report_contains_all_results_of_both_tiers(measurement: Measurement) -> None:
     slow = replace(measurement.tiers[0].training, tokens_per_second=123.4, peak_share=0.041)
     tiers = (replace(measurement.tiers[0], training=slow), measurement.tiers[1])
     text = report.render_benchmark_report(replace(measurement, tiers=tiers))
@@ -41,7 +41,7 @@ def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> N
     assert "large, generation: 5 samples of 199 tokens after a prompt of 17," in text
 
 
-def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
+def test_report_describes_the_machine(measurement: Measurement) -> None:
     text = report.render_benchmark_report(measurement)
     assert text.startswith("# small and large on Intel(R) Xeon(R) Processor\n")
     for row, value in (
@@ -67,7 +67,7 @@ def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
     assert table_cells(text, "commit") == ["not a git checkout"]
 
 
-def test_the_tables_can_be_read_as_plain_text(measurement: Measurement) -> None:
+def test_tables_are_aligned_as_plain_text(measurement: Measurement) -> None:
     tables = [
         block
         for block in report.render_benchmark_report(measurement).split("\n\n")
@@ -94,14 +94,14 @@ def test_the_tables_can_be_read_as_plain_text(measurement: Measurement) -> None:
         ("Processor", "metal", "chip"),
     ],
 )
-def test_a_report_is_named_after_day_and_chip(
+def test_report_is_named_after_date_and_chip(
     chip: str, backend: str, name: str, measurement: Measurement
 ) -> None:
     machine = replace(measurement.machine, chip=chip, backend=backend)
     assert report.report_slug(replace(measurement, machine=machine)) == f"2026-11-22-{name}"
 
 
-def test_both_files_are_written_and_none_is_written_over(
+def test_both_files_are_written_and_none_is_overwritten(
     measurement: Measurement, tmp_path: Path
 ) -> None:
     folder, name = tmp_path / "benchmarks" / "reports", "2026-11-22-xeon-2-cores"
@@ -111,7 +111,7 @@ def test_both_files_are_written_and_none_is_written_over(
     assert json.loads(paths[0].read_text(encoding="utf-8"))["tiers"][1]["name"] == "large"
     assert paths[1].read_text(encoding="utf-8") == report.render_benchmark_report(measurement)
     first = paths[0].read_bytes()
-    (folder / f"{name}-2.md").write_text("mine")  # one of the two is enough to leave both alone
+    (folder / f"{name}-2.md").write_text("mine")  # one existing file is enough to skip both names
     later = replace(measurement, date="2026-11-22T23:59:59+00:00")
     assert report.write_benchmark_report(later, folder) == (
         folder / f"{name}-3.json",

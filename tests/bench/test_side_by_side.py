@@ -11,7 +11,7 @@ from tests.helpers import bench_measurement
 from tests.helpers.bench_measurement import table_cells
 
 
-def test_machines_stand_side_by_side(tmp_path: Path) -> None:
+def test_machines_are_compared_side_by_side(tmp_path: Path) -> None:
     first = bench_measurement.make_measurement()
     fast = replace(first.tiers[0].training, tokens_per_second=54_321.0)
     faster = replace(first.tiers[0], training=fast)
@@ -32,7 +32,7 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing\.json"):
         side_by_side.read_measurements([tmp_path / "nothing.json"])
     (tmp_path / "other.json").write_text("{}")

@@ -43,7 +43,7 @@ class BenchResult:
 
 @pytest.fixture(scope="module")
 def bench_result(tiny_model: Config) -> BenchResult:
-    """A real measurement, by children of a process that holds much memory."""
+    """A real measurement in child processes, while this process uses much memory."""
     array = np.ones(60_000_000)  # 480 MB
     parent_bytes = device.resident_bytes()
     measurement = speed.benchmark_configs({"a": tiny_model, "b": tiny_model}, QUICK)
@@ -51,7 +51,7 @@ def bench_result(tiny_model: Config) -> BenchResult:
     return BenchResult(measurement, parent_bytes)
 
 
-def test_each_config_is_measured_by_its_name(bench_result: BenchResult, tiny_model: Config) -> None:
+def test_each_config_is_measured(bench_result: BenchResult, tiny_model: Config) -> None:
     assert [tier.name for tier in bench_result.measurement.tiers] == ["a", "b"]
     for tier in bench_result.measurement.tiers:
         assert tier.parameters == count_parameters(tiny_model.model)
@@ -59,7 +59,7 @@ def test_each_config_is_measured_by_its_name(bench_result: BenchResult, tiny_mod
         assert config.config_from_tree(tier.config) == tiny_model
 
 
-def test_the_figures_belong_together(bench_result: BenchResult, tiny_model: Config) -> None:
+def test_results_are_consistent(bench_result: BenchResult, tiny_model: Config) -> None:
     for tier in bench_result.measurement.tiers:
         t, g = tier.training, tier.generation
         assert t.tokens_per_step == 4 * 8
@@ -81,7 +81,7 @@ on_cpu = pytest.mark.skipif(
 
 
 @on_cpu
-def test_memory_is_the_childs_alone(bench_result: BenchResult) -> None:
+def test_peak_memory_excludes_the_parent_process(bench_result: BenchResult) -> None:
     assert bench_result.parent_bytes > 500e6
     for tier in bench_result.measurement.tiers:
         assert 20e6 < tier.training.peak_memory < 400e6
@@ -89,13 +89,13 @@ def test_memory_is_the_childs_alone(bench_result: BenchResult) -> None:
 
 
 @on_cpu
-def test_peak_memory_remembers_what_was_freed() -> None:
-    array = np.ones(40_000_000)  # 320 MB, which go back to the system at once
+def test_peak_memory_includes_freed_memory() -> None:
+    array = np.ones(40_000_000)  # 320 MB, returned to the system immediately
     del array
     assert device.peak_memory_bytes() >= 300e6
 
 
-def test_json_gives_the_measurement_back(bench_result: BenchResult) -> None:
+def test_json_round_trip(bench_result: BenchResult) -> None:
     text = bench_result.measurement.to_json()
     assert Measurement.from_json(text) == bench_result.measurement
     assert json.loads(text)["machine"]["chip"] == device.device_name()
@@ -114,7 +114,7 @@ def test_the_machine_is_described(bench_result: BenchResult) -> None:
     assert bench_result.measurement.date.endswith("+00:00")
 
 
-def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_performance_cores_are_counted_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     sysctl_values = {"hw.perflevel0.physicalcpu": "4"}
     monkeypatch.setattr(macos, "sysctl", lambda name: sysctl_values.get(name, ""))
     monkeypatch.setattr(sys, "platform", "linux")
@@ -125,7 +125,7 @@ def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert speed._count_performance_cores() is None
 
 
-def test_what_is_left_open_is_decided() -> None:
+def test_default_plan_vocabulary_and_dtype() -> None:
     assert speed.DEFAULT_PLAN.repeats >= 5
     assert speed.DEFAULT_PLAN.seconds >= 1
     first, second = (speed.resolve_vocab_and_dtype(toml.load_tier_config(n)) for n in (1, 2))
@@ -134,11 +134,11 @@ def test_what_is_left_open_is_decided() -> None:
     assert first.train.dtype == device.resolve_dtype(toml.load_tier_config(1)).train.dtype != "auto"
 
 
-def test_training_is_warm_before_it_is_timed(
+def test_training_is_timed_after_warmup(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_ranges: list[tuple[int, int]] = []
-    # Compiling is slow; a step takes 0.3 s then, and one of the repeats twice as much.
+    # The first step compiles; later ones take 0.3 s, and twice as long in one of the repeats.
     seconds = iter([100.0, 0.3, 1.2, 1.2, 2.4, 1.2, 1.2])
 
     now = 0.0
@@ -160,7 +160,7 @@ def test_training_is_warm_before_it_is_timed(
 
 
 @pytest.mark.parametrize("peaks", [[1e9, 3e9], [3e9, 1e9]])
-def test_the_peak_is_the_larger_of_before_and_after(
+def test_matmul_peak_is_the_larger_of_before_and_after(
     peaks: list[float], tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remaining_peaks = iter(peaks)
@@ -168,17 +168,17 @@ def test_the_peak_is_the_larger_of_before_and_after(
     assert speed.measure_training(tiny_model, QUICK).matmul_peak == 3e9
 
 
-def test_a_step_that_is_longer_than_a_repeat_is_a_repeat(tiny_model: Config) -> None:
+def test_step_longer_than_a_repeat_is_one_repeat(tiny_model: Config) -> None:
     assert speed.measure_training(tiny_model, BenchPlan(5, 1e-9)).steps_per_repeat == 1
 
 
-def test_generation_is_timed_from_the_call_and_from_the_first_token(
+def test_generation_times_the_first_token_and_the_rest_separately(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, first_token_seconds = (
         [0.0],
         iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06]),
-    )  # the first one compiles
+    )  # the first call compiles
 
     def checked_decoder(
         compiled: CompiledModel, texts: list, sampling: SamplingParams
@@ -208,7 +208,7 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
     assert result.tokens_per_second.repeats == pytest.approx([100] * 5)
 
 
-def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
+def test_bytes_per_new_token_are_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     weights = sum(array.nbytes for array in flatten_params(model.parameters()).values())
     unused_position_bytes = model.wpe.weight[1:].nbytes
@@ -238,7 +238,7 @@ def test_each_config_is_logged(
         ("import os; os.kill(os.getpid(), 9)", "the process exited with code -9"),
     ],
 )
-def test_a_child_that_fails_is_a_users_error(
+def test_failing_child_process_is_a_user_error(
     child: str, reason: str, tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "CHILD_COMMAND", (sys.executable, "-c", child))
@@ -250,11 +250,11 @@ def test_a_child_that_fails_is_a_users_error(
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one commit."""
+    """A git checkout with one commit."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)  # in a hook, these would mean another checkout
+        monkeypatch.delenv(name)  # in a git hook, these point to another checkout
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     root = tmp_path / "checkout"
     (root / "mlxgpt").mkdir(parents=True)
@@ -271,7 +271,7 @@ def git(root: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_commit_is_named_and_whether_it_is_what_runs(checkout: Path) -> None:
+def test_commit_is_reported_with_uncommitted_changes(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")[:12]
     assert speed.read_git_commit(checkout) == commit
     (checkout / "benchmarks").mkdir()
@@ -292,7 +292,7 @@ def test_outside_a_checkout_there_is_no_commit(
     assert speed.read_git_commit(checkout) is None, "without git"
 
 
-def test_git_is_not_called_where_it_would_open_an_installer(
+def test_git_is_not_called_if_it_is_an_xcode_stub(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(macos, "is_xcode_stub", lambda program: program == shutil.which("git"))

@@ -2,5 +2,5 @@ import sys
 
 from tests.helpers.commands import ROOT
 
-# Last, since the scripts there have plain names.
+# Appended, because the scripts there have generic names.
 sys.path.append(str(ROOT / "benchmarks"))

@@ -35,13 +35,13 @@ def round_values(**changes: float) -> dict[str, Any]:
     }
 
 
-def test_without_results_there_is_only_the_machine() -> None:
+def test_report_without_results_describes_only_the_machine() -> None:
     text = render_results()
     assert table_cells(text, "chip") == ["Intel(R) Xeon(R) Processor"]
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Versions"]
 
 
-def test_faster_and_smaller_are_above_one() -> None:
+def test_ratios_above_one_mean_faster_or_smaller() -> None:
     rounds = {
         "mlxgpt": [round_values(tokens_per_second=x) for x in (90.0, 100.0, 110.0)],
         "PyTorch": [round_values(tokens_per_second=50.0, peak_memory=500e6)] * 3,
@@ -61,7 +61,7 @@ def test_faster_and_smaller_are_above_one() -> None:
     assert "3 rounds" in text
 
 
-def test_generation_has_a_row_for_each_number_of_texts() -> None:
+def test_generation_has_a_row_for_each_batch_size() -> None:
     slow = round_values(tokens_per_second=25.0, ms_to_first_token=30.0, seconds_from_start=4.0)
     rounds = {"mlxgpt": [round_values()], "transformers": [slow]}
     results = [TaskResult("tier1", "generate", n, rounds) for n in (1, 64)]
@@ -71,7 +71,7 @@ def test_generation_has_a_row_for_each_number_of_texts() -> None:
     assert table_cells(text, "1, mlxgpt")[0] == "100 (100 to 100)"
 
 
-def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
+def test_learning_is_the_time_to_the_lowest_common_loss() -> None:
     rounds = {
         "mlxgpt": [{"curve": [[1.0, 4.0], [2.0, 3.0], [3.0, 2.0]]}],
         "PyTorch": [{"curve": [[2.0, 4.0], [4.0, 3.0], [6.0, 2.5]]}],
@@ -86,15 +86,15 @@ def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
 @pytest.mark.parametrize(
     ("curve", "seconds"),
     [
-        ([[1.0, 2.0], [2.0, 1.0]], 1.0),  # from the first point on
-        ([[1.0, 4.0], [2.0, 2.0], [3.0, 5.0], [5.0, 1.0]], 4.0),  # for good, not for once
+        ([[1.0, 2.0], [2.0, 1.0]], 1.0),  # from the first point
+        ([[1.0, 4.0], [2.0, 2.0], [3.0, 5.0], [5.0, 1.0]], 4.0),  # permanently, not just once
     ],
 )
-def test_a_target_is_reached_for_good(curve: list[list[float]], seconds: float) -> None:
+def test_target_loss_must_be_reached_permanently(curve: list[list[float]], seconds: float) -> None:
     assert report._seconds_to_loss(3.0, curve) == pytest.approx(seconds)
 
 
-def test_a_framework_that_failed_is_named() -> None:
+def test_failed_framework_is_named() -> None:
     rounds = {"mlxgpt": [round_values()]}
     result = TaskResult("tier2", "training", 0, rounds, {}, {"mlx-lm": "no room"})
     assert "- mlx-lm could not do tier2, training: no room" in render_results(result)
@@ -109,7 +109,7 @@ def test_speed_ratios_have_the_widest_interval() -> None:
     assert ratio == ("small, 8 texts: PyTorch", 2.0, 200 / 160, 4.0)
 
 
-def test_both_files_are_written_and_read(tmp_path: Path) -> None:
+def test_report_files_are_written_and_read(tmp_path: Path) -> None:
     original = make_comparison(TaskResult("tier1", "training", 0, {MLXGPT: [round_values()]}))
     for number in ("", "-2"):
         paths = report.write_comparison(original, tmp_path)
@@ -120,7 +120,7 @@ def test_both_files_are_written_and_read(tmp_path: Path) -> None:
         assert paths[1].read_text(encoding="utf-8") == report.render_markdown(original)
 
 
-def test_results_in_a_report_of_bench_are_read() -> None:
+def test_results_in_a_bench_report_are_read() -> None:
     text = COMMITTED.read_text(encoding="utf-8")
     results = Comparison.from_json(text).results
     assert len(results) == len(json.loads(text)["contests"])

@@ -1,4 +1,4 @@
-"""`python benchmarks/compare_baselines.py`, with a runner that measures nothing."""
+"""`python benchmarks/compare_baselines.py` with a runner that measures nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULT = TaskResult("tier1", "training", 0, {"mlxgpt": [{"tokens_per_second": 1.
 
 @pytest.fixture(autouse=True)
 def only_datasets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No other framework is installed; the level of the logger is as before."""
+    """Only `datasets` is installed; restore the logger's level afterwards."""
     monkeypatch.setattr(runner, "find_spec", lambda name: name == "datasets")
     monkeypatch.setattr(
         speed, "describe_machine", lambda: bench_measurement.make_measurement().machine
@@ -50,7 +50,7 @@ def test_it_writes_a_report(
 
     monkeypatch.setattr(compare_baselines, "run_tasks", run_tasks)
     for tier in ([], ["--tier", "2"]):
-        assert compare_baselines.main([*tier, "--out", str(tmp_path / "out")]) == 0
+        assert compare_baselines.main([*tier, "--output", str(tmp_path / "out")]) == 0
     other_models = ["nanoGPT's for a CPU", "gpt2-124m"]
     frameworks = ["mlxgpt", "datasets.map"]
     assert calls == [
@@ -67,7 +67,7 @@ def test_it_writes_a_report(
     )
 
 
-def test_the_extra_has_what_is_missing() -> None:
+def test_baselines_extra_lists_the_other_frameworks() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = {name.split(">")[0] for name in project["optional-dependencies"]["baselines"]}
     assert extra == {"torch", "transformers", "mlx-lm"}
@@ -77,10 +77,10 @@ def test_the_extra_has_what_is_missing() -> None:
     ("arguments", "problem"),
     [
         (["--nanogpt", "."], "compare_baselines: . is not a nanoGPT checkout: it has no model.py"),
-        (["--out", "file"], "compare_baselines: cannot write file: File exists"),
+        (["--output", "file"], "compare_baselines: cannot write file: File exists"),
     ],
 )
-def test_what_cannot_work_is_refused_before_measuring(
+def test_invalid_arguments_are_refused_before_measuring(
     home: Path, arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     (home / "file").touch()
@@ -91,6 +91,6 @@ def test_what_cannot_work_is_refused_before_measuring(
     assert second.startswith("  → ")
 
 
-def test_its_log_lines_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_runner_logs_to_the_logger_of_the_script(caplog: pytest.LogCaptureFixture) -> None:
     assert runner.logger.name.startswith(f"{compare_baselines.logger.name}.")
     assert logging.getLogger("baselines") is compare_baselines.logger

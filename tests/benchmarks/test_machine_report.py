@@ -1,4 +1,4 @@
-"""The machine report, with commands that are made up, and once whole."""
+"""The machine report, with fake commands and once in full."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fail_part(workspace: Workspace) -> PartResult:
     raise UserError(f"no {Path.home()}/x on {socket.gethostname()}", "a remedy")
 
 
-def test_a_part_that_fails_loses_no_other(
+def test_failing_part_does_not_affect_other_parts(
     tmp_path: Path, set_parts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Tower-of-Jane.fritz.box")
@@ -78,7 +78,7 @@ def test_a_part_that_fails_loses_no_other(
         raise ValueError(f"first\n{tempfile.gettempdir()}/of-janedoe/{machine_report.ROOT}")
 
     set_parts(first=pass_part, second=fail_part, third=crash, fourth=pass_part)
-    assert machine_report.main(["--out", str(tmp_path / "new")]) == 1
+    assert machine_report.main(["--output", str(tmp_path / "new")]) == 1
     (path,) = (tmp_path / "new").iterdir()
     text = path.read_text()
     assert "- first: passed: well\n" in text
@@ -89,7 +89,7 @@ def test_a_part_that_fails_loses_no_other(
     assert "jane" not in text.lower()
 
 
-def test_every_part_is_written_when_it_is_done(
+def test_each_part_is_written_when_it_is_done(
     tmp_path: Path, set_parts: Callable[..., None]
 ) -> None:
     reports: list[str] = []
@@ -100,13 +100,13 @@ def test_every_part_is_written_when_it_is_done(
         return True, "looked", []
 
     set_parts(first=pass_part, second=read_report, third=pass_part)
-    assert machine_report.main(["--out", str(tmp_path)]) == 0
+    assert machine_report.main(["--output", str(tmp_path)]) == 0
     assert "It is well." in reports[0]
     assert "second" not in reports[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_ctrl_c_keeps_what_there_is(
+def test_stop_signals_keep_the_finished_parts(
     tmp_path: Path, number: signal.Signals, set_parts: Callable[..., None], capsys: Capture
 ) -> None:
     def stop(workspace: Workspace) -> PartResult:
@@ -114,13 +114,13 @@ def test_ctrl_c_keeps_what_there_is(
         return pass_part(workspace)
 
     set_parts(first=pass_part, second=stop, third=lambda workspace: pytest.fail("it continued"))
-    assert machine_report.main(["--out", str(tmp_path)]) == 130
+    assert machine_report.main(["--output", str(tmp_path)]) == 130
     (path,) = tmp_path.iterdir()
     assert "- first: passed: well\n- second: **failed**: stopped\n" in path.read_text()
     assert f"written to {path}" in capsys.readouterr().err
 
 
-def test_a_report_replaces_no_other_and_is_named_after_the_chip(
+def test_report_is_named_after_the_chip_and_overwrites_no_other(
     tmp_path: Path, set_parts: Callable[..., None]
 ) -> None:
     def describe(workspace: Workspace) -> PartResult:
@@ -129,7 +129,7 @@ def test_a_report_replaces_no_other_and_is_named_after_the_chip(
 
     set_parts(first=describe, second=pass_part)
     for _ in range(2):
-        assert machine_report.main(["--out", str(tmp_path), "--skip", "second"]) == 0
+        assert machine_report.main(["--output", str(tmp_path), "--skip", "second"]) == 0
     names = sorted(path.name[len("2026-11-22-") :] for path in tmp_path.iterdir())
     assert names == ["m1-pro-machine-2.md", "m1-pro-machine.md"]
     assert "second" not in (next(tmp_path.iterdir())).read_text()
@@ -140,49 +140,51 @@ def test_a_report_replaces_no_other_and_is_named_after_the_chip(
     [
         (["--source", "missing.txt"], "cannot use missing.txt: No such file"),
         (["--source", "."], "cannot use .: Is a directory"),
-        (["--out", "a-file"], "cannot use a-file: File exists"),
+        (["--output", "a-file"], "cannot use a-file: File exists"),
     ],
 )
-def test_bad_arguments_end_it_at_once(
+def test_invalid_arguments_are_refused_before_starting(
     home: Path, arguments: list[str], problem: str, set_parts: Callable[..., None], capsys: Capture
 ) -> None:
     set_parts(first=lambda workspace: pytest.fail("it started"))
     (home / "a-file").write_text("x")
-    assert machine_report.main(["--out", "out", *arguments]) == 2
+    assert machine_report.main(["--output", "out", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"report-machine: {problem}")
     assert lines[1].startswith("  → ")
     assert not list(home.glob("**/*.md"))
 
 
-def test_an_intel_mac_is_refused(
+def test_intel_mac_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def refuse() -> None:
         raise UserError("this Mac has an Intel processor", "use another.")
 
     monkeypatch.setattr(macos, "check_apple_silicon", refuse)
-    assert machine_report.main(["--out", str(tmp_path / "out")]) == 2
+    assert machine_report.main(["--output", str(tmp_path / "out")]) == 2
     assert "Intel processor\n  → use another." in capsys.readouterr().err
 
 
-def test_in_the_background_sigint_works(set_parts: Callable[..., None], tmp_path: Path) -> None:
-    """A shell ignores it for background jobs, and children inherit that."""
+def test_sigint_works_in_background_jobs(set_parts: Callable[..., None], tmp_path: Path) -> None:
+    """Shells ignore SIGINT for background jobs, and child processes inherit that."""
     set_parts(first=pass_part)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    machine_report.main(["--out", str(tmp_path)])
+    machine_report.main(["--output", str(tmp_path)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_command_that_fails_is_named_by_its_last_line(tmp_path: Path) -> None:
+def test_failing_command_is_reported_by_its_last_line(tmp_path: Path) -> None:
     code = "import sys; print('x'); sys.exit('mlxgpt: no memory\\n  → buy some')"
     with pytest.raises(RuntimeError, match="exit code 1: mlxgpt: no memory"):
         Workspace(tmp_path).run(sys.executable, "-c", code)
     assert Workspace(tmp_path).run(sys.executable, "-c", "print('x')") == "x\n"
 
 
-def test_no_process_outlives_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the command nor its children."""
+def test_timeout_ends_all_processes_of_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the command nor its child processes."""
     alive_file = tmp_path / "alive"
     child = f"import time; time.sleep(1.5); open({str(alive_file)!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
@@ -209,7 +211,7 @@ def test_error(broken):
 """
 
 
-def test_failed_tests_are_named(tmp_path: Path) -> None:
+def test_failed_tests_are_listed(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     arguments = ("-rfE", "--tb=no", "-p", "no:xdist", str(tmp_path))
@@ -227,7 +229,7 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
 
 
 class FakeWorkspace(Workspace):
-    """A workspace whose commands print what they are given."""
+    """A workspace whose commands return prepared answers."""
 
     answers: Any = None
 
@@ -244,7 +246,7 @@ def workspace_with_answers(
     return workspace
 
 
-def test_a_failed_check_is_named(tmp_path: Path) -> None:
+def test_failed_check_is_named(tmp_path: Path) -> None:
     checks = [{"name": f"check {n}", "ok": n != 1, "detail": "a | b"} for n in range(3)]
     passed, line, body = machine_report.self_check(workspace_with_answers(tmp_path, checks))
     assert (passed, line) == (False, "failed: check 1")
@@ -253,7 +255,7 @@ def test_a_failed_check_is_named(tmp_path: Path) -> None:
     assert (passed, line) == (True, "1 checks")
 
 
-def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
+def test_tier_part_includes_its_bench_report(tmp_path: Path) -> None:
     (tmp_path / "bench.md").write_text("# tier1\n\n## Measured\n\nfast\n")
     speeds = {
         "training": {"tokens_per_second": 1234.5},
@@ -278,12 +280,12 @@ def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
         ("metal", True, "aa", True),
         ("cpu", False, "aa", False),
         ("cpu", True, "abaa", False),
-        ("cpu", True, "abac", False),  # on a CPU all runs have the same bits
+        ("cpu", True, "abac", False),  # CPU runs are bit-exact
         ("metal", True, "abaa", False),
-        ("metal", True, "abac", True),  # as two uninterrupted runs have different ones
+        ("metal", True, "abac", True),  # two uninterrupted runs differ too
     ],
 )
-def test_when_a_resumed_run_passes(
+def test_criteria_for_a_resumed_run(
     tmp_path: Path,
     backend: str,
     resumed: bool,
@@ -308,14 +310,14 @@ def test_when_a_resumed_run_passes(
 SMALL = "--tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --sample-tokens 4"
 
 
-def test_a_run_that_ends_before_it_is_killed(tmp_path: Path) -> None:
+def test_run_that_ends_before_it_is_killed_is_an_error(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, tmp_path / "missing.txt", SMALL.split())
     with pytest.raises(RuntimeError, match=r"ended before it was killed: mlxgpt: .*missing\.txt"):
         machine_report.kill_after_step(workspace, workspace.train_command("killed"), 5)
 
 
 @pytest.mark.slow
-def test_a_whole_report(tmp_path: Path, text: str) -> None:
+def test_full_report(tmp_path: Path, text: str) -> None:
     source, out = tmp_path / "diary.txt", tmp_path / "out"
     source.write_text(20 * text, encoding="utf-8")
     (tmp_path / "home").mkdir()
@@ -323,7 +325,7 @@ def test_a_whole_report(tmp_path: Path, text: str) -> None:
     workspace = Workspace(tmp_path / "home", train_args=SMALL.split(), pytest_args=tests)
     assert (
         machine_report.main(
-            ["--source", str(source), "--out", str(out), "--skip", "tier2"], workspace
+            ["--source", str(source), "--output", str(out), "--skip", "tier2"], workspace
         )
         == 0
     )

@@ -1,4 +1,4 @@
-"""The baselines do their tasks, and PyTorch's model is mlxgpt's. Needs the extra `oracle`."""
+"""The baselines' tasks, and the PyTorch model compared with mlxgpt's. Needs the extra `oracle`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK = BenchmarkSettings(
     rounds=1, training_seconds=0.01, max_batch_size=2, learning_steps=20, corpus_megabytes=0.05
 )
 
-# Laid out as nanoGPT's model.py: these names, arguments and results, and an untied output head.
+# A stand-in for nanoGPT's model.py with its names, arguments and results; untied output head.
 NANOGPT = """
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -75,12 +75,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
     (checkout / "model.py").write_text(NANOGPT)
     frameworks, missing = runner.installed_frameworks(checkout)
     assert not missing
-    execution.compile_failure()  # installs our g++ script, which PyTorch must not use
+    execution.compile_failure()  # installs mlxgpt's g++ wrapper, which PyTorch must not use
     models = [BenchmarkModel("tiny", TINY, batch_sizes=(1, 3))]
     return list(runner.run_tasks(models, frameworks, nanogpt=checkout, settings=QUICK))
 
 
-def test_each_framework_does_its_tasks(results: list[TaskResult]) -> None:
+def test_each_framework_runs_its_tasks(results: list[TaskResult]) -> None:
     assert [r.failed for r in results] == [{}] * len(results)
     assert {(r.task, framework) for r in results for framework in r.rounds} == {
         *(
@@ -107,8 +107,8 @@ def test_each_framework_does_its_tasks(results: list[TaskResult]) -> None:
             }
 
 
-def test_all_learn_the_same(results: list[TaskResult]) -> None:
-    """The same weights, the same batches, the same formulas: the same losses."""
+def test_all_frameworks_reach_the_same_losses(results: list[TaskResult]) -> None:
+    """Same weights, batches and formulas give the same losses."""
     (learning,) = [r for r in results if r.task == "learning"]
     losses = [[loss for _, loss in rounds[0]["curve"]] for rounds in learning.rounds.values()]
     assert losses[0][0] - losses[0][-1] > 0.1, "something is learned"
@@ -124,7 +124,7 @@ def make_task(config: Config) -> Iterator[Task]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_pytorchs_model_is_ours(bias: bool) -> None:
+def test_pytorch_model_equals_mlxgpt_model(bias: bool) -> None:
     config = override_config(TINY, {"n_layer": 2, "bias": bias})
     ids = np.random.default_rng(1).integers(37, size=(3, 16))
     with make_task(config) as task, torch.no_grad():

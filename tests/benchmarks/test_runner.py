@@ -1,5 +1,5 @@
-"""The runner of the baselines: turns, fresh processes, failures. The frameworks are tested by
-test_oracle_baselines.py, where they are installed.
+"""The baselines' runner: order of tasks, fresh processes, failures. test_oracle_baselines.py tests
+the frameworks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODEL = BenchmarkModel("tiny", TINY, batch_sizes=(1, 3))
 OTHER = Framework("other", "other", ("training", "generate"), "sys")
 
 
-def test_mlxgpt_can_do_all_tasks() -> None:
+def test_mlxgpt_runs_all_tasks() -> None:
     results = list(run_tasks([MODEL], [MLXGPT_FRAMEWORK], settings=QUICK))
     assert [(r.config, r.task, r.texts) for r in results] == [
         ("tiny", "training", 0),
@@ -55,7 +55,7 @@ def test_mlxgpt_can_do_all_tasks() -> None:
     assert curve[-1][1] < curve[0][1], "something is learned"
 
 
-def test_some_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_may_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_run_in_process", lambda framework, task: {"made_with": {}})
     settings = BenchmarkSettings(rounds=1, learning_steps=1, corpus_megabytes=0.05)
     models = [
@@ -77,7 +77,9 @@ def test_some_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_frameworks_take_turns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     calls: list[tuple[str, str, int]] = []
 
     def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     assert results[0].made_with["other"] == {"versions": "other"}
 
 
-def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.Monk
         ("import os; os._exit(7)", "its process ended with code 7"),
     ],
 )
-def test_a_process_that_fails_says_why(
+def test_failing_process_reports_the_reason(
     monkeypatch: pytest.MonkeyPatch, child: str, reason: str
 ) -> None:
     monkeypatch.setattr(runner, "PROCESS_COMMAND", (sys.executable, "-c", child))
@@ -141,8 +143,8 @@ print(json.dumps({"blas": blas.blas_status()}))
 """
 
 
-def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLX's BLAS and the allocator's settings would be in the whole process."""
+def test_baseline_processes_do_not_use_mlxgpts_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS and allocator settings of mlxgpt would affect the whole process."""
     monkeypatch.setattr(runner, "PROCESS_COMMAND", (sys.executable, "-c", PRINT_BLAS))
     mlxgpt_blas, other_blas = (
         runner._run_in_process(framework, {})["blas"] for framework in (MLXGPT_FRAMEWORK, OTHER)
@@ -151,14 +153,14 @@ def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -
     assert mlxgpt_blas == blas.blas_status()
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "torch" else object())
     frameworks, missing = runner.installed_frameworks()
     assert missing == ["torch"]
     assert [f.name for f in frameworks] == ["mlxgpt", "transformers", "mlx-lm", "datasets.map"]
 
 
-def test_a_folder_that_is_not_nanogpt_is_refused(tmp_path: Path) -> None:
+def test_folder_without_nanogpt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"it has no model\.py"):
         runner.installed_frameworks(tmp_path)
     (tmp_path / "model.py").touch()
@@ -166,6 +168,6 @@ def test_a_folder_that_is_not_nanogpt_is_refused(tmp_path: Path) -> None:
     assert ("nanoGPT" in [f.name for f in frameworks]) == ("torch" not in missing)
 
 
-def test_a_result_is_plain_data() -> None:
+def test_result_is_plain_data() -> None:
     result = TaskResult("tiny", "training", 0, {"a": [{"x": 1.0}]}, {"a": {"b": "c"}}, {"d": "e"})
     assert TaskResult(**asdict(result)) == result

@@ -1,5 +1,6 @@
-"""Pages in a real Chromium, as a person sees them: needs playwright and axe-core, and a Chromium.
-Without one they are skipped, but where MLXGPT_BROWSER says where it has to be.
+"""Fixtures for tests in Chromium; they need playwright and axe-core.
+
+Without Chromium the tests are skipped, unless MLXGPT_BROWSER has its path.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def browser() -> Iterator[Any]:
     if not executable and MAC.exists():
         executable = str(MAC)
     if not executable:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser

@@ -1,4 +1,4 @@
-"""Reports in a real Chromium, as a person sees them."""
+"""HTML reports in Chromium: layout, accessibility, keyboard, printing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.html_report.test_page import HOSTILE, make_full_page
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
 
 REPORTS = ROOT / "benchmarks" / "reports"
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, Path]:
-    """A page of each kind, in one folder."""
+    """A report of each kind."""
     folder = tmp_path_factory.mktemp("pages")
     runs = folder / "runs"
     shutil.copytree(trained / "runs", runs)
@@ -46,7 +46,7 @@ KINDS = ("run", "runs", "bench", "compare", "hostile")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
-def test_a_page_as_it_is_seen(
+def test_accessibility_and_layout(
     browser: Any, pages: dict[str, Path], kind: str, width: int, scheme: str
 ) -> None:
     context = browser.new_context(
@@ -60,9 +60,9 @@ def test_a_page_as_it_is_seen(
     page.on("dialog", lambda dialog: console_messages.append(dialog.message))
     page.on("pageerror", lambda error: console_messages.append(str(error)))
     page.goto(pages[kind].as_uri())
-    assert requested_urls == [pages[kind].as_uri()], "nothing is fetched"
+    assert requested_urls == [pages[kind].as_uri()], "no other requests"
     assert console_messages == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no horizontal overflow"
     results = axe.Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
     shown = page.evaluate(
@@ -77,12 +77,12 @@ def test_a_page_as_it_is_seen(
     context.close()
 
 
-def test_another_axis_is_chosen_by_keys(browser: Any, pages: dict[str, Path]) -> None:
+def test_x_axis_tabs_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     page.goto(pages["run"].as_uri())
     visible = "[...document.querySelectorAll('.chosen')].map(c => c.clientHeight > 0)"
     assert page.evaluate(visible) == [True, False, False]
-    page.keyboard.press("Tab")  # to the first table, which may be scrolled
+    page.keyboard.press("Tab")  # to the first table, a scrollable region
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.type") == "radio"
     page.keyboard.press("ArrowRight")
@@ -93,7 +93,7 @@ def test_another_axis_is_chosen_by_keys(browser: Any, pages: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_prints(browser: Any, pages: dict[str, Path], kind: str, tmp_path: Path) -> None:
+def test_printing(browser: Any, pages: dict[str, Path], kind: str, tmp_path: Path) -> None:
     page = browser.new_page(color_scheme="light")
     page.goto(pages[kind].as_uri())
     pdf = page.pdf(path=str(tmp_path / "page.pdf"), format="A4")

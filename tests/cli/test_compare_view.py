@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 def run_display(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Config, *, live: bool
 ) -> str:
-    """Everything that is written in the course of a small comparison."""
+    """Return everything that the display writes during a small comparison."""
     console = Console(stderr=True, force_terminal=live, width=100, highlight=False, no_color=True)
     monkeypatch.setattr(displays, "stderr_console", lambda: console)
     with ComparisonDisplay() as display:
@@ -28,7 +28,7 @@ def run_display(
     return output.err
 
 
-def test_without_a_terminal_a_line_for_each_training(
+def test_without_a_terminal_one_line_per_run(
     home: Path,
     text_file: Path,
     tiny: Config,
@@ -43,7 +43,7 @@ def test_without_a_terminal_a_line_for_each_training(
     assert "4 of 4 runs" in trainings[-1]
 
 
-def test_in_a_terminal_a_table_that_grows(
+def test_in_a_terminal_a_growing_table(
     home: Path,
     text_file: Path,
     tiny: Config,
@@ -55,7 +55,7 @@ def test_in_a_terminal_a_table_that_grows(
         assert part in text, part
 
 
-def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_self_check_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with ComparisonDisplay() as display:
         display.on_check(CheckResult("sums", True, "right"))
         display.on_check(CheckResult("products", False, "wrong"))
@@ -65,7 +65,7 @@ def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sums" not in stderr
 
 
-def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_result_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (
         make_variant_result("a", [2.0, 2.1, 1.9]),
         make_variant_result("b[x]", [1.9, 2.0, 1.801]),

@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 logger = logging.getLogger("mlxgpt.some.module")
 
 
-def test_lines_are_printed_as_they_are_and_on_stderr_only(capsys: Capture) -> None:
+def test_lines_are_printed_verbatim_and_only_on_stderr(capsys: Capture) -> None:
     line = "[bold]a path[/bold] :smile: " + "x" * 300
     with logging_to_console():
         logger.debug("unseen")
@@ -27,7 +27,7 @@ def test_lines_are_printed_as_they_are_and_on_stderr_only(capsys: Capture) -> No
     assert output.err == f"{line}\na warning of mine\n", "not wrapped, no markup"
 
 
-def test_a_library_installs_nothing_and_a_command_leaves_nothing(capsys: Capture) -> None:
+def test_import_installs_no_handlers_and_commands_remove_theirs(capsys: Capture) -> None:
     before = (list(PACKAGE_LOGGER.handlers), PACKAGE_LOGGER.level)
     with logging_to_console():
         assert len(PACKAGE_LOGGER.handlers) == len(before[0]) + 1
@@ -38,7 +38,7 @@ def test_a_library_installs_nothing_and_a_command_leaves_nothing(capsys: Capture
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_other_ranks_print_errors_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_print_only_errors(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, expected in (("0", "a note\na warning\nan error\n"), ("1", "an error\n")):
         monkeypatch.setenv("MLX_RANK", rank)
         with logging_to_console():
@@ -49,7 +49,7 @@ def test_other_ranks_print_errors_only(capsys: Capture, monkeypatch: pytest.Monk
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    for variable in ("FORCE_COLOR", "NO_COLOR"):  # the second one wins
+    for variable in ("FORCE_COLOR", "NO_COLOR"):  # NO_COLOR wins
         monkeypatch.setenv(variable, "1")
         with logging_to_console():
             logger.warning("beware")
@@ -62,7 +62,7 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
 def test_lines_appear_above_a_live_display(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """They go through the display's own console: the bar is erased, and drawn again below."""
+    """They use the display's console: the bar is erased and redrawn below."""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "80")
     with logging_to_console():
@@ -77,13 +77,13 @@ def test_lines_appear_above_a_live_display(
     assert "the bar" in drawn
 
 
-def test_a_display_without_a_handler_has_a_console_of_its_own() -> None:
+def test_displays_share_a_console_only_while_logging_to_console() -> None:
     assert stderr_console() is not stderr_console()
     with logging_to_console():
         assert stderr_console() is stderr_console()
 
 
-def test_a_line_is_printed_once_until_the_memory_is_cleared(capsys: Capture) -> None:
+def test_repeated_line_is_printed_once_until_cleared(capsys: Capture) -> None:
     with logging_to_console():
         with deduplicate_logs() as printed:
             for _ in range(3):
@@ -101,9 +101,7 @@ def test_a_line_is_printed_once_until_the_memory_is_cleared(capsys: Capture) -> 
     ]
 
 
-def test_a_line_that_is_printed_once_reaches_every_handler(
-    capsys: Capture, notes: list[str]
-) -> None:
+def test_deduplicated_line_reaches_every_handler(capsys: Capture, notes: list[str]) -> None:
     with logging_to_console(), deduplicate_logs():
         logger.info("the same")
         logger.info("the same")

@@ -20,7 +20,7 @@ def draw_lines(
     return render_loss_chart(records, width, height, **options).plain.splitlines()
 
 
-def test_a_falling_loss_falls_from_left_to_right() -> None:
+def test_falling_loss_is_drawn_falling_from_left_to_right() -> None:
     lines = draw_lines(*FALLING)
     assert len(lines) == 12
     assert max(map(len, lines)) <= 60
@@ -35,7 +35,7 @@ def test_a_falling_loss_falls_from_left_to_right() -> None:
     assert "0 to 400 steps" in lines[-1]
 
 
-def test_held_out_losses_are_rings() -> None:
+def test_validation_losses_are_drawn_as_rings() -> None:
     lines = draw_lines(
         *FALLING, {"step": 200, "val_loss": 3.0}, {"step": 400, "loss": 2.0, "val_loss": 2.5}
     )
@@ -45,7 +45,7 @@ def test_held_out_losses_are_rings() -> None:
     assert rings[0][0] < rings[1][0]
 
 
-def test_a_plain_terminal_gets_plain_letters() -> None:
+def test_without_unicode_the_chart_is_ascii() -> None:
     lines = draw_lines(*FALLING, {"step": 400, "val_loss": 2.5}, unicode=False)
     assert "\n".join(lines).isascii()
     assert "*" in "".join(lines)
@@ -55,16 +55,14 @@ VALUES = st.none() | st.floats() | st.integers() | st.text() | st.booleans()
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**15), VALUES, VALUES)), st.integers(1, 200))
-def test_whatever_was_logged_makes_a_picture(
-    records: list[tuple[int, Any, Any]], width: int
-) -> None:
+def test_any_logged_values_can_be_drawn(records: list[tuple[int, Any, Any]], width: int) -> None:
     steps = sorted(records, key=lambda record: record[0])
     lines = draw_lines(*({"step": s, "loss": a, "val_loss": b} for s, a, b in steps), width=width)
     assert lines
     assert len(lines) in (1, 12)
 
 
-def test_a_run_s_curve_in_a_terminal(place: Path, capsys: Capture) -> None:
+def test_runs_plot_command(place: Path, capsys: Capture) -> None:
     assert cli.main(["runs", "--plot", "done"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("done\n")
@@ -78,7 +76,7 @@ def test_a_run_s_curve_in_a_terminal(place: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("loss", [[2.0], [2.0, 2.0], [2.0] * 300, [1e5] + [1.0] * 200])
-def test_few_flat_and_first_losses(loss: list[float]) -> None:
+def test_short_and_flat_curves_and_a_high_first_loss(loss: list[float]) -> None:
     lines = draw_lines(*({"step": n + 1, "loss": value} for n, value in enumerate(loss)))
     assert len(lines) == 12
     assert "100000" not in "".join(lines) or len(loss) < 3

@@ -42,7 +42,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def trained_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with the finished run, as the current one."""
+    """The folder with the finished run, made the current folder."""
     monkeypatch.delenv("MLXGPT_HOME", raising=False)
     monkeypatch.chdir(trained)
     return trained
@@ -56,7 +56,7 @@ def help_text(command: str, capsys: Capture, flag: str = "--help") -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(command: str, capsys: Capture) -> None:
+def test_each_command_has_help(command: str, capsys: Capture) -> None:
     text = help_text(command, capsys)
     assert text.startswith(f"usage: mlxgpt {command}")
     assert "--json" in text
@@ -64,14 +64,14 @@ def test_each_command_explains_itself(command: str, capsys: Capture) -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_front_page_names_every_command(capsys: Capture) -> None:
+def test_overview_lists_every_command(capsys: Capture) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(f"\n    {command}" in text for command in COMMANDS)
     assert "mlxgpt train --tier 1" in text
 
 
-def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
+def test_every_setting_has_a_flag_with_help(capsys: Capture) -> None:
     text = " ".join(help_text("train", capsys, "--help-all").split())
     for section in config.SECTIONS.values():
         for name, _, item in iter_fields(section):
@@ -129,7 +129,7 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
 }
 
 
-def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_is_passed_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FLAG_VALUES.keys() == config.SECTION_BY_FIELD.keys()
     received: dict[str, Any] = {}
 
@@ -152,7 +152,7 @@ def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None
     assert received["config"].model.bias is received["config"].model.tied is False
 
 
-def test_every_sampling_flag_reaches_the_generator(
+def test_every_sampling_flag_is_passed_to_generation(
     trained_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def test_every_sampling_flag_reaches_the_generator(
         ("compare a.toml --vary n_layer=1,2 --budget 5m", "argument --vary", "one of them"),
     ],
 )
-def test_a_mistake_gets_two_lines_and_exit_code_2(
+def test_mistakes_give_a_two_line_error_and_exit_code_2(
     home: Path, capsys: Capture, line: str, problem: str, remedy: str
 ) -> None:
     Path("words.txt").write_text("some words")
@@ -210,7 +210,7 @@ def test_a_mistake_gets_two_lines_and_exit_code_2(
     assert {path.name for path in home.iterdir()} == {"words.txt"}, "nothing is left behind"
 
 
-def test_prepare_train_generate_eval_as_a_person_types_them(
+def test_prepare_train_generate_eval_from_the_command_line(
     home: Path, text_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selfcheck, "run_self_check", lambda chosen: iter([]))
@@ -245,7 +245,9 @@ def read_json_output(capsys: Capture) -> Any:
     return json.loads(lines[0])
 
 
-def test_json_is_one_object_with_what_was_promised(trained_folder: Path, capsys: Capture) -> None:
+def test_json_output_is_one_line_with_the_documented_keys(
+    trained_folder: Path, capsys: Capture
+) -> None:
     assert main(["eval", "--json"]) == 0
     assert {"loss", "bits_per_byte", "perplexity", "tokens"} <= read_json_output(capsys).keys()
     assert main(["generate", "to", "--max-tokens", "5", "--json"]) == 0
@@ -265,21 +267,21 @@ def test_json_is_one_object_with_what_was_promised(trained_folder: Path, capsys:
     assert all(check["ok"] is not False for check in checks)
 
 
-def test_check_prints_every_check_and_the_reason(capsys: Capture) -> None:
+def test_check_prints_every_check_with_its_reason(capsys: Capture) -> None:
     assert main(["check", *SMALL]) == 0
     text = capsys.readouterr().out
     assert (text.count("\nok "), text.count("info ")) == (11, 2)
     assert "Why ln V" in text
 
 
-def test_a_failed_check_is_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_check_gives_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [selfcheck.CheckResult("causality", False, "sees ahead")]
     monkeypatch.setattr(selfcheck, "run_self_check", lambda chosen: iter(broken))
     assert main(["check"]) == 1
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_mlxgpt_home_holds_both_folders(
+def test_mlxgpt_home_contains_the_data_folder(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXGPT_HOME", str(tmp_path / "home"))
@@ -310,10 +312,10 @@ def test_mlxgpt_home_holds_both_folders(
         ("play", "play"),
     ],
 )
-def test_a_command_calls_its_function_at_once(
+def test_each_command_calls_its_api_function_directly(
     line: str, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most main, the command's function and the API's: three frames of mlxgpt."""
+    """At most three frames of mlxgpt: main, the command's function and the API function."""
     frames: list[str] = []
 
     def called(*_: Any, **__: Any) -> None:
@@ -351,7 +353,7 @@ def test_generating_does_not_import_datasets(trained_folder: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> None:
+def test_hellaswag_prints_accuracy_and_number_of_examples(place: Path, capsys: Capture) -> None:
     row = {"ctx": "to be", "endings": ["or not", "rain", "in Spain", "plain"], "label": 0}
     (place / "endings.jsonl").write_text((json.dumps(row) + "\n") * 8)
     assert main(["eval", "--hellaswag", "endings.jsonl", "--json"]) == 0
@@ -374,7 +376,7 @@ def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> N
         capsys.readouterr()
 
 
-def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None:
+def test_import_and_export_print_one_json_object(place: Path, capsys: Capture) -> None:
     assert main(["export", "--to", "hf", "--json"]) == 0
     assert read_json_output(capsys)["folder"] == "exports/done-hf"
     assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
@@ -399,7 +401,9 @@ COMPARE = [
 ]
 
 
-def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_check: None) -> None:
+def test_compare_prints_a_table_or_one_json_object(
+    place: Path, capsys: Capture, no_check: None
+) -> None:
     assert main(COMPARE) == 0
     table = capsys.readouterr().out
     assert "dropout=0.3" in table
@@ -411,7 +415,7 @@ def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_ch
     assert result == json.loads((place / "runs/compare/mine/mine.json").read_text())
 
 
-def test_a_comparison_that_was_stopped_says_how_to_go_on(
+def test_stopped_comparison_prints_how_to_resume(
     place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxgpt.experiments.runner._Comparison._train_variant", lambda *_: None)
@@ -426,11 +430,11 @@ def test_flags_are_not_abbreviated(capsys: Capture) -> None:
     assert "unknown argument '--temperat'" in capsys.readouterr().err
 
 
-def test_an_error_tells_both_lines_wherever_it_is_printed() -> None:
+def test_str_of_a_user_error_has_both_lines() -> None:
     assert str(UserError("what is wrong", "what to do")) == "what is wrong\nwhat to do"
 
 
-def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
+def test_ascii_terminal_gets_question_marks() -> None:
     def info_output(*arguments: str) -> bytes:
         command = [sys.executable, "-m", "mlxgpt", "info", "--tier", "1", *arguments]
         env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
@@ -458,17 +462,17 @@ def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
         ([""], ""),
     ],
 )
-def test_a_prompt_may_begin_with_a_dash(
+def test_prompt_may_begin_with_a_dash(
     arguments: list[str], prompt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With flags before it."""
+    """With flags before the prompt."""
     prompts: list[tuple[str, int]] = []
 
     class EmptyStream(list[str]):
         prompt, result = "", GenerationOutput([""], 1, 0, 0.0, [True])
 
         def log_long_texts(self) -> None:
-            """Nothing was forgotten."""
+            """No text was truncated."""
 
     def stream(prompt: str = "", **options: Any) -> EmptyStream:
         prompts.append((prompt, options["seed"]))
@@ -490,19 +494,19 @@ def test_a_prompt_may_begin_with_a_dash(
         (["--stop", "--x"], "--flag=-VALUE"),
     ],
 )
-def test_an_unclear_dash_is_explained(arguments: list[str], remedy: str, capsys: Capture) -> None:
+def test_ambiguous_dash_is_explained(arguments: list[str], remedy: str, capsys: Capture) -> None:
     assert main(["generate", *arguments]) == 2
     assert remedy in capsys.readouterr().err
 
 
-def test_a_dashed_prompt_in_a_shell(trained_folder: Path) -> None:
+def test_prompt_after_a_double_dash_in_a_shell(trained_folder: Path) -> None:
     line = ["generate", "--run", "done", "--max-tokens", "1", "--", "to be"]
     completed = run_program(*line)
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith("to be")
 
 
-def test_bytes_on_stdin_that_are_not_utf8_are_refused(trained_folder: Path) -> None:
+def test_non_utf8_bytes_on_stdin_are_refused(trained_folder: Path) -> None:
     completed = subprocess.run(
         [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--max-tokens", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
@@ -515,10 +519,10 @@ def test_bytes_on_stdin_that_are_not_utf8_are_refused(trained_folder: Path) -> N
     assert b"to" in completed.stdout, "and the next line is taken"
 
 
-def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
+def test_file_name_that_is_not_utf8_works_in_all_commands(
     home: Path, text: str, capsys: Capture, no_check: None
 ) -> None:
-    """Of a text: prepared, trained on, listed, reported, exported."""
+    """The file is prepared, trained on, listed, reported and exported."""
     source = os.fsdecode(b"caf\xe9.txt")
     try:
         Path(source).write_text(text, encoding="utf-8")
@@ -526,7 +530,7 @@ def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
         pytest.skip("this file system has UTF-8 names only")
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(errors="replace")  # as the program does
+        stream.reconfigure(errors="replace")  # same as the program
     line = ["train", "--tier", "1", *SMALL, "--max-steps", "2", "--source", source]
     for _ in range(2):
         assert main([*line, "--run", "done"]) == 0

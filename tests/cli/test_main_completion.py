@@ -1,4 +1,4 @@
-"""Shell completion by argcomplete, as a shell asks for it."""
+"""Shell completion with argcomplete, called as a shell does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.commands import ROOT
 
 
 def complete(line: str, folder: Path) -> list[str]:
-    """The completions of a command line with the cursor at its end."""
+    """Return the completions of a command line with the cursor at its end."""
     answer = folder / "completions"
     environment = {
         "_ARGCOMPLETE": "1",
@@ -38,5 +38,5 @@ def complete(line: str, folder: Path) -> list[str]:
         ("mlxgpt train --tier ", ["1", "2"]),
     ],
 )
-def test_the_shell_completes(line: str, expected: list[str], tmp_path: Path) -> None:
+def test_shell_completion(line: str, expected: list[str], tmp_path: Path) -> None:
     assert complete(line, tmp_path) == expected

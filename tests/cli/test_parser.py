@@ -30,7 +30,7 @@ def width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("alias", "flag"), aliases.ALIASES.items())
-def test_an_alias_is_the_flag_that_it_means(alias: str, flag: str) -> None:
+def test_alias_equals_its_flag(alias: str, flag: str) -> None:
     parsers = find_command_parsers().values()
     with_flag = [p for p in parsers if f"--{flag}" in p._option_string_actions]
     assert with_flag, "of some command"
@@ -55,14 +55,14 @@ def test_an_alias_is_the_flag_that_it_means(alias: str, flag: str) -> None:
         ("generate --stop=--max_tokens", {"stop": ["--max_tokens"]}),
     ],
 )
-def test_the_spelling_of_other_tools_is_accepted(line: str, expected: dict[str, Any]) -> None:
+def test_spelling_of_other_tools_is_accepted(line: str, expected: dict[str, Any]) -> None:
     parsed = parse(*line.split())
     assert {name: parsed[name] for name in expected} == expected
     assert len(parsed) == len(expected) + 1 + ("json" in parsed)
 
 
 PARSERS = find_command_parsers()
-# Without those that the command itself has.
+# Except flags that the command itself has.
 SUGGESTED = [
     (command, flag)
     for command, flags in aliases.SUGGESTIONS.items()
@@ -72,7 +72,7 @@ SUGGESTED = [
 
 
 @pytest.mark.parametrize(("command", "flag"), SUGGESTED)
-def test_a_flag_of_another_meaning_is_refused(command: str, flag: str, capsys: Capture) -> None:
+def test_flags_of_other_tools_get_a_suggestion(command: str, flag: str, capsys: Capture) -> None:
     suggestion = aliases.SUGGESTIONS[command][flag]
     assert main([command, f"--{flag.replace('-', '_')}", "3"]) == 2
     problem, remedy = capsys.readouterr().err.splitlines()
@@ -80,7 +80,7 @@ def test_a_flag_of_another_meaning_is_refused(command: str, flag: str, capsys: C
     assert remedy == f"  → {suggestion.remedy}"
 
 
-def test_each_suggestion_names_flags_that_exist() -> None:
+def test_suggestions_name_only_existing_flags() -> None:
     every_flag = {flag for parser in PARSERS.values() for flag in parser._option_string_actions}
     remedies = [s.remedy for flags in aliases.SUGGESTIONS.values() for s in flags.values()]
     remedies += [s.remedy for s in aliases.VALUE_SUGGESTIONS.values()]
@@ -117,7 +117,9 @@ def test_each_suggestion_names_flags_that_exist() -> None:
         ("runs mine", "lists all runs", "mlxgpt info mine"),
     ],
 )
-def test_a_refusal_says_what_to_use(line: str, problem: str, remedy: str, capsys: Capture) -> None:
+def test_unknown_arguments_get_a_suggestion(
+    line: str, problem: str, remedy: str, capsys: Capture
+) -> None:
     assert main(line.split()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
@@ -134,7 +136,7 @@ def test_a_refusal_says_what_to_use(line: str, problem: str, remedy: str, capsys
         ("zzz", "see: mlxgpt --help"),
     ],
 )
-def test_an_unknown_command_gets_the_one_that_is_meant(name: str, remedy: str) -> None:
+def test_unknown_command_gets_a_suggestion(name: str, remedy: str) -> None:
     assert name not in COMMANDS
     with pytest.raises(UserError) as error:
         parse(name, "--tier", "1")
@@ -142,22 +144,20 @@ def test_an_unknown_command_gets_the_one_that_is_meant(name: str, remedy: str) -
 
 
 @pytest.mark.parametrize("command", ["eval", "info", "play"])
-def test_a_run_is_an_argument_or_a_flag(command: str) -> None:
+def test_run_is_an_argument_or_a_flag(command: str) -> None:
     assert parse(command, "mine")["run"] == parse(command, "--run", "mine")["run"] == "mine"
     assert parse(command, "--runs-dir", "r", "mine")["run"] == "mine"
     assert "run" not in parse(command)
 
 
-def test_a_run_to_export_or_plot_is_an_argument_or_a_flag() -> None:
+def test_run_to_export_or_plot_is_an_argument_or_a_flag() -> None:
     for line in (["export", "--to", "hf"], ["runs", "--plot"]):
         assert parse(*line, "mine") == parse(*line, "--run", "mine")
         assert parse(line[0], "mine", *line[1:])["run"] == "mine"
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "check", "info"])
-def test_help_shows_the_common_settings_and_help_all_every_one(
-    command: str, capsys: Capture
-) -> None:
+def test_help_shows_common_settings_and_help_all_shows_all(command: str, capsys: Capture) -> None:
     texts = []
     for flag in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
@@ -173,7 +173,7 @@ def test_help_shows_the_common_settings_and_help_all_every_one(
     assert "tier 1: 4, tier 2: 6" in short
 
 
-def test_every_flag_has_its_default_in_the_help() -> None:
+def test_help_states_the_default_of_every_flag() -> None:
     for name, parser in find_command_parsers().items():
         text = " ".join(parser.format_help().split()).replace("- ", "-")
         assert "example" in text, name
@@ -187,7 +187,7 @@ def test_every_flag_has_its_default_in_the_help() -> None:
             assert has_default or is_required, (name, action.dest)
 
 
-def test_units_are_those_of_settings() -> None:
+def test_units_and_common_settings_name_existing_settings() -> None:
     sampling = {"max_tokens"}
     assert UNITS.keys() - sampling <= config.SECTION_BY_FIELD.keys()
     assert set(COMMON_SETTINGS) <= config.SECTION_BY_FIELD.keys()

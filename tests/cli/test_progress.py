@@ -36,7 +36,7 @@ def render_training(
     terminal: bool,
     width: int = 120,
 ) -> str:
-    """Everything a display writes in the course of a short training."""
+    """Return everything that a display writes during a short training run."""
     console = Console(
         stderr=True, force_terminal=terminal, width=width, highlight=False, no_color=True
     )
@@ -70,7 +70,7 @@ def render_training(
     return capsys.readouterr().err
 
 
-def test_plain_lines_where_there_is_no_terminal(
+def test_without_a_terminal_plain_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path
 ) -> None:
     text = render_training(monkeypatch, capsys, trained, terminal=False)
@@ -92,7 +92,7 @@ def test_plain_lines_where_there_is_no_terminal(
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_a_terminal_gets_a_live_view_that_fits(
+def test_live_view_fits_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     trained: Path,
@@ -106,7 +106,7 @@ def test_a_terminal_gets_a_live_view_that_fits(
 
 
 @pytest.mark.parametrize(("width", "rows"), [(110, 3), (60, 5)])
-def test_the_live_view_has_a_bar_and_names_over_numbers(
+def test_live_view_has_a_bar_and_names_above_values(
     capsys: pytest.CaptureFixture[str], width: int, rows: int
 ) -> None:
     console = Console(width=width, no_color=True)
@@ -119,12 +119,12 @@ def test_the_live_view_has_a_bar_and_names_over_numbers(
     assert "8,123" in lines[-1]
 
 
-def test_a_failed_check_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_self_check_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     TrainingDisplay().on_check(CheckResult("causality", False, "sees ahead"))
     assert "causality: sees ahead" in capsys.readouterr().err
 
 
-def test_a_preparation_shows_rate_and_time_left(
+def test_preparation_shows_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = SimpleNamespace(now=0.0)
@@ -139,7 +139,7 @@ def test_a_preparation_shows_rate_and_time_left(
         assert part in lines[1]
 
 
-def test_a_live_view_counts_from_its_start_and_keeps_the_last_evaluation(
+def test_live_view_eta_and_last_validation_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
@@ -164,7 +164,7 @@ def test_durations() -> None:
     ]
 
 
-def test_a_whole_training_is_shown(
+def test_display_of_a_complete_run(
     home: Path, text_file: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with logging_to_console():
@@ -185,19 +185,19 @@ def test_a_whole_training_is_shown(
 
 
 @pytest.mark.parametrize(("height", "curve"), [(40, True), (20, False)])
-def test_a_tall_terminal_shows_the_curve(height: int, curve: bool) -> None:
+def test_tall_terminal_shows_the_loss_curve(height: int, curve: bool) -> None:
     console = Console(force_terminal=True, width=100, height=height, record=True, no_color=True)
     records = [{"step": n, "loss": 4.0 - n / 100} for n in range(10, 100, 10)]
     view = displays.LiveView(console, 90, 5000, records)
     view.close()
-    for step in (100, 110, 100):  # it went back
+    for step in (100, 110, 100):  # rolled back
         view.show({**RECORD, "step": step})
     console.print(view.render(RECORD))
     assert ("0 to 100 steps" in console.export_text()) is curve
     assert [record["step"] for record in view._records] == [*range(10, 100, 10), 100]
 
 
-def test_of_very_many_records_some_are_kept() -> None:
+def test_curve_records_are_thinned_out() -> None:
     view = displays.LiveView(Console(stderr=True), 0, 10**6)
     for step in range(1, 5001):
         view.show({**RECORD, "step": step, **({"val_loss": 2.0} if step % 1000 == 0 else {})})

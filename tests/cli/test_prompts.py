@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
         ("a.ndjson", '\ufeff"to\u2028be"\r\n"or"\r\n', ["to\u2028be", "or"]),
     ],
 )
-def test_prompts_one_a_line_or_of_json(
+def test_prompts_one_per_line_or_from_json(
     tmp_path: Path, name: str, content: str, expected: list[str]
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
@@ -58,7 +58,7 @@ def test_prompts_one_a_line_or_of_json(
         ("gone.txt", None, "cannot read"),
     ],
 )
-def test_other_files_are_refused(
+def test_invalid_prompt_files_are_refused(
     tmp_path: Path, name: str, content: bytes | None, problem: str
 ) -> None:
     if content is not None:
@@ -67,7 +67,7 @@ def test_other_files_are_refused(
         read_prompts(tmp_path / name)
 
 
-def test_a_file_of_prompts_on_the_command_line(place: Path, capsys: Capture) -> None:
+def test_generate_from_a_prompts_file(place: Path, capsys: Capture) -> None:
     Path("p.txt").write_text("to be\nor\n")
     assert main(["generate", "--prompts", "p.txt", "--seed", "1", "--max-tokens", "9"]) == 0
     output = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_a_file_of_prompts_on_the_command_line(place: Path, capsys: Capture) -> 
         (["--quantize", "5"], "5 bits"),
     ],
 )
-def test_what_does_not_go_together(
+def test_conflicting_arguments_are_refused(
     place: Path, more: list[str], problem: str, capsys: Capture
 ) -> None:
     assert main(["generate", *more]) == 2

@@ -20,7 +20,7 @@ from mlxgpt.loaded_model import load
 
 
 class ScriptedUser:
-    """Types lines, and sees what comes."""
+    """Types scripted lines and records the output."""
 
     def __init__(self, *lines: str | BaseException) -> None:
         self._lines = iter(lines)
@@ -47,7 +47,7 @@ class ScriptedUser:
         return self
 
 
-def test_what_is_typed_begins_a_text(place: Path) -> None:
+def test_typed_line_is_the_prompt(place: Path) -> None:
     user = ScriptedUser("to", "", "/quit", "never").run_repl(seed=1, max_tokens=9)
     expected = [
         load("done").generate(prompt, seed=1, max_tokens=9).texts[0] for prompt in ("to", "")
@@ -56,7 +56,7 @@ def test_what_is_typed_begins_a_text(place: Path) -> None:
     assert re.fullmatch(r"9 tokens, [\d,]+ tok/s, seed 1", user.messages[2])
 
 
-def test_marks_and_line_ends_of_a_file_are_no_part_of_a_prompt(place: Path) -> None:
+def test_byte_order_marks_and_line_endings_are_normalized(place: Path) -> None:
     user = ScriptedUser("\ufeff/settings", "\ufeffto", "to\r", "/quit").run_repl(
         seed=1, max_tokens=9
     )
@@ -66,7 +66,7 @@ def test_marks_and_line_ends_of_a_file_are_no_part_of_a_prompt(place: Path) -> N
     assert "seed 1" in user.messages[1]
 
 
-def test_again_is_the_same_prompt_with_another_seed(place: Path) -> None:
+def test_again_repeats_the_prompt_with_another_seed(place: Path) -> None:
     user = ScriptedUser("to", "/again", "/again").run_repl(seed=1, max_tokens=30)
     texts = user.output.split("\nto")
     assert len(set(texts)) == 3
@@ -74,7 +74,7 @@ def test_again_is_the_same_prompt_with_another_seed(place: Path) -> None:
     assert len({line.rpartition(" ")[2] for line in user.messages if "seed" in line}) == 3
 
 
-def test_settings_are_changed_and_put_back(place: Path) -> None:
+def test_settings_are_changed_and_reset(place: Path) -> None:
     user = ScriptedUser(
         "/temperature 0", "/max-tokens 5", '/stop "a b" c', "/top-k 3", "/settings",
         "/temperature", "/stop", "/settings",
@@ -101,7 +101,7 @@ def test_settings_are_changed_and_put_back(place: Path) -> None:
         ("~", "does not know these characters"),
     ],
 )
-def test_a_mistake_is_told_and_changes_nothing(place: Path, line: str, problem: str) -> None:
+def test_mistake_prints_an_error_and_changes_nothing(place: Path, line: str, problem: str) -> None:
     user = ScriptedUser("/settings", line, "/settings", "to", "/quit").run_repl(
         seed=1, max_tokens=9
     )
@@ -111,7 +111,7 @@ def test_a_mistake_is_told_and_changes_nothing(place: Path, line: str, problem: 
     assert user.output == load("done").generate("to", seed=1, max_tokens=9).texts[0] + "\n"
 
 
-def test_another_run(place: Path) -> None:
+def test_switching_to_another_run(place: Path) -> None:
     (place / "runs" / "done").rename(place / "runs" / "other")
     with pytest.raises(Exception, match="no run named 'done'"):
         ScriptedUser().run_repl()
@@ -120,13 +120,13 @@ def test_another_run(place: Path) -> None:
     assert user.output.count("to") == 2
 
 
-def test_help_names_every_setting(place: Path) -> None:
+def test_help_lists_every_setting(place: Path) -> None:
     text = ScriptedUser("/help").run_repl().messages[-1]
     for name in REPL_SETTINGS:
         assert "/" + name.replace("_", "-") in text
 
 
-def test_ctrl_c_stops_a_text_and_not_the_program(
+def test_ctrl_c_stops_the_text_but_not_the_repl(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = generate.generate_step
@@ -147,8 +147,8 @@ def test_ctrl_c_stops_a_text_and_not_the_program(
     assert len(second) > len(first) + 1
 
 
-def test_what_is_forgotten_is_logged_once_for_each_model(place: Path, notes: list[str]) -> None:
-    """Of a text that outgrows the block."""
+def test_truncated_context_is_logged_once_per_model(place: Path, notes: list[str]) -> None:
+    """When a text outgrows the block size."""
     ScriptedUser("to", "/again", "/again").run_repl(max_tokens=30)
     (line,) = (line for line in notes if "longer than the block size" in line)
     assert line.startswith("the text is longer than the block size of 8 tokens")
@@ -162,8 +162,8 @@ def test_what_is_forgotten_is_logged_once_for_each_model(place: Path, notes: lis
 
 
 @pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
-def test_in_a_terminal(place: Path, terminal: str) -> None:
-    """Editing, history, Ctrl-C in the middle of a text, Ctrl-D; in a dumb one too."""
+def test_repl_in_a_terminal(place: Path, terminal: str) -> None:
+    """Editing, history, Ctrl-C within a text, Ctrl-D; also in a dumb terminal."""
     terminal_fd, child_fd = pty.openpty()
     command = [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--seed", "1"]
     child = subprocess.Popen(
@@ -187,12 +187,12 @@ def test_in_a_terminal(place: Path, terminal: str) -> None:
 
     try:
         wait_for("> ")
-        os.write(terminal_fd, b"too\x7f be\n")  # and a letter taken back
+        os.write(terminal_fd, b"too\x7f be\n")  # with a backspace
         wait_for("to be")
         wait_for("\n", screen.index("to be") + 6)
         os.killpg(child.pid, signal.SIGINT)
         wait_for("stopped")
-        before = screen.index("stopped")  # what follows may have come with it
+        before = screen.index("stopped")  # later output may already be on the screen
         wait_for("> ", before)
         os.write(terminal_fd, b"/max-tokens 5\n")
         wait_for("max_tokens 5", before)

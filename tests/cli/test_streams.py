@@ -1,4 +1,4 @@
-"""A log that cannot be written ends nothing; a result that cannot be written is an error."""
+"""Logs that cannot be written are ignored; results that cannot be written are an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_dev_full = pytest.mark.skipif(not DEV_FULL.exists(), reason="only Linux ha
 
 
 class FaultyStream(io.RawIOBase):
-    """A file whose writes fail while `number` is set."""
+    """A raw stream whose writes fail with errno `number` while it is set."""
 
     def __init__(self, number: int) -> None:
         self.number: int | None = number
@@ -46,10 +46,10 @@ def faulty_stream(request: pytest.FixtureRequest) -> Iterator[FaultyStream]:
     raw.number = None
 
 
-def test_a_log_continues_when_there_is_room_again(faulty_stream: FaultyStream) -> None:
+def test_log_continues_when_writing_works_again(faulty_stream: FaultyStream) -> None:
     log = io.TextIOWrapper(io.BufferedWriter(faulty_stream), line_buffering=True)
     stream = streams.StderrStream.wrap(log)
-    for n in range(3000):  # more than is buffered
+    for n in range(3000):  # more than fits in the buffer
         print(f"line {n}", file=stream)
     faulty_stream.number = None
     print("the last line", file=stream)
@@ -57,7 +57,7 @@ def test_a_log_continues_when_there_is_room_again(faulty_stream: FaultyStream) -
     assert faulty_stream.written.endswith(b"the last line\n")
 
 
-def test_a_failing_result_is_named(faulty_stream: FaultyStream) -> None:
+def test_failed_write_of_a_result_names_standard_output(faulty_stream: FaultyStream) -> None:
     stdout = io.TextIOWrapper(io.BufferedWriter(faulty_stream))
     stream = streams.StdoutStream.wrap(stdout)
     stream.write("a result")
@@ -68,7 +68,7 @@ def test_a_failing_result_is_named(faulty_stream: FaultyStream) -> None:
     stream.close()
 
 
-def test_a_stream_that_was_closed_leads_nowhere() -> None:
+def test_writing_to_a_closed_stdout_is_ignored() -> None:
     with streams.StdoutStream.wrap(None) as stream:
         stream.write("nobody reads this")
 
@@ -83,7 +83,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 @needs_dev_full
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("line", ["runs", "info --json", "generate to", "--version"])
-def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: bool) -> None:
+def test_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: bool) -> None:
     if line == "--version" and not buffered:
         pytest.skip("argparse itself ignores errors there")
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}
@@ -104,14 +104,14 @@ def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: b
 
 @needs_dev_full
 @pytest.mark.exact_bits
-def test_a_training_whose_log_is_full_ends_with_the_same_bits(place: Path) -> None:
+def test_training_with_an_unwritable_log_is_bit_exact(place: Path) -> None:
     assert train_with_stderr(place, subprocess.DEVNULL) == train_with_stderr(
         place, DEV_FULL.open("w")
     )
 
 
 @pytest.mark.exact_bits
-def test_a_training_whose_terminal_is_gone_ends_with_the_same_bits(place: Path) -> None:
+def test_training_without_its_terminal_is_bit_exact(place: Path) -> None:
     terminal, stderr = pty.openpty()
     os.close(terminal)
     try:
@@ -124,7 +124,7 @@ def test_a_training_whose_terminal_is_gone_ends_with_the_same_bits(place: Path) 
 
 
 def train_with_stderr(place: Path, stderr: Any) -> dict[str, bytes]:
-    """The checkpoints of a training, by their names."""
+    """Train with this stderr and return the checkpoint files."""
     line = [*TRAIN_ARGS, "--source", "data/words", "--run", "new", "--log-interval", "1"]
     subprocess.run(command(*line), stderr=stderr, check=True, env=ENVIRONMENT)
     if hasattr(stderr, "close"):
@@ -135,7 +135,7 @@ def train_with_stderr(place: Path, stderr: Any) -> dict[str, bytes]:
 
 
 class _ShortWriteStream(io.RawIOBase):
-    """Takes half of each write, as a nearly full disk may."""
+    """Writes half of each request, as a nearly full disk may."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -149,7 +149,7 @@ class _ShortWriteStream(io.RawIOBase):
         return len(part)
 
 
-def test_an_unbuffered_result_is_written_whole() -> None:
+def test_unbuffered_result_is_written_completely() -> None:
     raw = _ShortWriteStream()
     unbuffered = io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
     stream = streams.StdoutStream.wrap(unbuffered)

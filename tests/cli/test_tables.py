@@ -27,7 +27,7 @@ def test_checks_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str])
     assert "info" in text
 
 
-def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
+def test_texts_are_wrapped_in_a_terminal_and_verbatim_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     story = "word " * 40 + "\n\nThe [bold]end[/bold]."
@@ -43,7 +43,7 @@ def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
     assert any("[bold]end[/bold]." in line for line in lines)
 
 
-def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_quality_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     names = [metric.name for metric in METRICS]
     complete = dict.fromkeys(names, 0.5)
     missing: dict[str, float | None] = dict.fromkeys(names)

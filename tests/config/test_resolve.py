@@ -8,7 +8,7 @@ from mlxgpt.utils.errors import UserError
 
 
 @pytest.mark.parametrize("tier", [1, 2])
-def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
+def test_recipe_selects_the_config_of_the_tier(tier: int) -> None:
     for recipe, name in ((None, f"tier{tier}"), ("classic", f"tier{tier}")):
         assert resolve_config(tier, None, recipe) == (
             name,
@@ -37,7 +37,9 @@ def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
         ({"recipe": "modern", "config": "tier2"}, "needs a model size", "--tier 1"),
     ],
 )
-def test_what_is_not_said_or_said_twice_is_refused(given: dict, problem: str, remedy: str) -> None:
+def test_missing_or_conflicting_config_arguments_are_refused(
+    given: dict, problem: str, remedy: str
+) -> None:
     with pytest.raises(UserError, match=problem) as excinfo:
         resolve_config(**given)
     assert remedy in excinfo.value.remedy

@@ -11,7 +11,7 @@ from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils.errors import UserError
 
 
-def test_every_field_has_one_home_and_a_meaning() -> None:
+def test_field_names_are_unique_and_have_help() -> None:
     names = [name for cls in configs.SECTIONS.values() for name, _, _ in iter_fields(cls)]
     names += [name for name, _, _ in iter_fields(configs.SamplingParams)]
     assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
@@ -19,7 +19,7 @@ def test_every_field_has_one_home_and_a_meaning() -> None:
         assert all(field.metadata["help"] for _, _, field in iter_fields(cls))
 
 
-def test_the_reference_is_what_the_fields_default_to() -> None:
+def test_defaults_are_gpt2_small() -> None:
     assert ModelConfig() == ModelConfig(12, 12, 768, 1024, 0, 0.1, True)
     optim = Config().optim
     assert (optim.learning_rate, optim.weight_decay, optim.beta1, optim.beta2) == (
@@ -56,7 +56,7 @@ def test_the_reference_is_what_the_fields_default_to() -> None:
         ({"data": {"source": [1]}}, "wrong type", "a string or a list of strings"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
+def test_invalid_settings_are_refused_with_the_nearest_valid_value(
     tree: dict[str, Any], problem: str, remedy: str
 ) -> None:
     with pytest.raises(UserError) as excinfo:
@@ -65,7 +65,7 @@ def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
     assert remedy in excinfo.value.remedy
 
 
-def test_overriding_replaces_only_what_is_named() -> None:
+def test_override_config_replaces_only_the_named_fields() -> None:
     config = override_config(Config(), {"n_layer": 3, "batch_size": 5, "source": "a.txt"})
     assert config.model == replace(ModelConfig(), n_layer=3)
     assert config.train == replace(TrainConfig(), batch_size=5)
@@ -74,7 +74,7 @@ def test_overriding_replaces_only_what_is_named() -> None:
         override_config(Config(), {"batch_sizes": 5})
 
 
-def test_which_changes_make_another_training() -> None:
+def test_weight_affecting_fields() -> None:
     config = Config()
 
     def changed_fields(**values: Any) -> list[str]:
@@ -89,7 +89,7 @@ def test_which_changes_make_another_training() -> None:
     assert changed_fields(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
 
 
-def test_sampling_settings_are_checked_too() -> None:
+def test_sampling_params_are_validated() -> None:
     assert configs.parse_sampling_params({"top_k": 5, "seed": 3}).top_k == 5
     with pytest.raises(UserError, match=r"top_p = 1\.5 is too large"):
         configs.parse_sampling_params({"top_p": 1.5})
@@ -97,7 +97,7 @@ def test_sampling_settings_are_checked_too() -> None:
         configs.parse_sampling_params({"temperature": -1})
 
 
-def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:
+def test_model_fingerprint_covers_what_affects_its_logits() -> None:
     model = ModelConfig(2, 2, 16, 8, 65)
     variants = [
         replace(model, **change)
@@ -105,5 +105,5 @@ def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:
     ]
     assert len({config.fingerprint for config in (model, *variants)}) == 5
     assert replace(model, dropout=0.5).fingerprint == model.fingerprint
-    # Written down, since checkpoints that are there have it.
+    # Must not change: existing checkpoints contain it.
     assert model.fingerprint.startswith("fc296a031021f901")

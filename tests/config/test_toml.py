@@ -16,7 +16,7 @@ from mlxgpt.utils.errors import UserError
 
 @st.composite
 def field_values(draw: st.DrawFn) -> dict[str, Any]:
-    """Possible values for every field of the tree."""
+    """Draw valid values for every config field."""
     values: dict[str, Any] = {}
     for cls in configs.SECTIONS.values():
         for name, kind, field in iter_fields(cls):
@@ -36,9 +36,7 @@ def field_values(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(field_values())
-def test_toml_reads_back_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
-) -> None:
+def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     config = override_config(Config(), values)
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_text(toml.config_to_toml(config), encoding="utf-8")
@@ -46,7 +44,7 @@ def test_toml_reads_back_what_was_written(
 
 
 @pytest.mark.parametrize("name", sorted(toml.find_builtin_configs()))
-def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
+def test_built_in_configs_are_valid_and_commented(name: str) -> None:
     path = toml.find_builtin_configs()[name]
     toml.load_config(path)
     tree = tomllib.loads(path.read_text())
@@ -60,7 +58,7 @@ def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
         assert "#" in lines[index] or lines[index - 1].startswith("#"), f"{key} is not explained"
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_invalid_or_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("[model]\nn_layer = = 3\n")
     with pytest.raises(UserError, match=r"my\.toml is not valid TOML: .*line 2"):
@@ -70,26 +68,26 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["dropout = 1" + "0" * 400, "n_layer = 1" + "0" * 4000])
-def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path, line: str) -> None:
+def test_number_that_is_too_large_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "my.toml").write_text(f"[model]\n{line}\n")
     with pytest.raises(UserError, match="is too large"):
         toml.load_config(tmp_path / "my.toml")
 
 
-def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
-    """In the config of a run from when it was there."""
+def test_removed_setting_is_ignored(tmp_path: Path) -> None:
+    """Configs of older runs may contain it."""
     path = tmp_path / "config.toml"
     path.write_text("[model]\nn_layer = 3\nzero_init = false\n")
     assert toml.load_config(path).model.n_layer == 3
 
 
-def test_the_former_name_of_a_schedule_is_read(tmp_path: Path) -> None:
-    """In the config of a run from when `wsd` was called `linear`."""
+def test_former_name_of_a_schedule_is_accepted(tmp_path: Path) -> None:
+    """Older configs use `linear`, the former name of `wsd`."""
     path = tmp_path / "config.toml"
     path.write_text('[optim]\nschedule = "linear"\n')
     assert toml.load_config(path).optim.schedule == "wsd"
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_borne(tmp_path: Path) -> None:
+def test_byte_order_mark_and_windows_line_endings_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\r\nn_layer = 3\r\n")
     assert toml.load_config(tmp_path / "a.toml").model.n_layer == 3

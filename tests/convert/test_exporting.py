@@ -1,4 +1,4 @@
-"""Folders for other runtimes. That these run them is seen in tests/oracle."""
+"""Exported folders. tests/oracle checks that other runtimes can run them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.helpers.external_models import (
 from tests.helpers.failing_files import failing_sync
 
 
-def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) -> None:
-    """With the same weights."""
+def test_exported_run_can_be_imported_again(place: Path, capsys: Capture) -> None:
+    """The imported model has the same weights."""
     assert cli.main(["export", "--to", "hf"]) == 0
     assert capsys.readouterr().out == "exports/done-hf: the model after 12 steps\n"
     folder = Path("exports/done-hf")
@@ -62,7 +62,7 @@ def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) 
     assert texts[0] == texts[1]
 
 
-def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
+def test_unused_vocabulary_rows_are_not_exported(home: Path) -> None:
     config = replace(MODEL_CONFIG, vocab_size=300)
     imported_model = ImportedModel(
         config, random_parameters(config), train_small_bpe(), True, {"hub": "owner/name"}
@@ -80,7 +80,7 @@ def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_weights_are_near_and_smaller(bits: int) -> None:
+def test_quantized_weights_are_within_one_quantization_step(bits: int) -> None:
     config = MODEL_CONFIG
     parameters = random_parameters(config)
     rounded = mlx_lm.fake_quantize_mlx_lm(config, parameters, bits)
@@ -93,7 +93,7 @@ def test_quantized_weights_are_near_and_smaller(bits: int) -> None:
         assert error <= value_range / (2**bits - 1)
 
 
-def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Path) -> None:
+def test_quantized_export_reports_its_perplexity(home: Path) -> None:
     (home / "text.txt").write_text("once upon a time there was a cat. " * 60)
     shape: dict[str, Any] = {
         "n_layer": 1,
@@ -117,7 +117,7 @@ def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Pat
         assert "model.wpe.weight" in names
 
 
-def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
+def test_invalid_export_arguments_are_refused(place: Path, capsys: Capture) -> None:
     assert "--to onnx is not one of hf, mlx-lm, gguf" in expect_error(
         capsys, "export", "--to", "onnx"
     )
@@ -137,7 +137,7 @@ def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("to", ["hf", "mlx-lm", "gguf"])
-def test_a_model_of_parts_that_nobody_else_has_is_refused(
+def test_model_without_an_equivalent_architecture_is_refused(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture, to: str
 ) -> None:
     options: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
@@ -146,7 +146,7 @@ def test_a_model_of_parts_that_nobody_else_has_is_refused(
     assert "because of norm = layer, qk_norm = false, mlp = relu2, bias = true" in problem
 
 
-def test_a_model_of_qwen3s_parts_is_exported_as_one(
+def test_model_with_qwen3_architecture_is_exported_as_qwen3(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture
 ) -> None:
     options: dict[str, Any] = {**qwen3.QWEN3_REQUIREMENTS, "optimizer": "muon"}
@@ -159,7 +159,7 @@ def test_a_model_of_qwen3s_parts_is_exported_as_one(
     )
 
 
-def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(
+def test_fine_tuning_a_rope_model_with_a_larger_block_size(
     home: Path, text_file: Path, tiny: Config, no_check: None
 ) -> None:
     options: dict[str, Any] = {"source": text_file, "max_steps": 4}
@@ -170,7 +170,7 @@ def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(
         mlxgpt.train(init_from="modern", run="other", position="learned", **options)
 
 
-def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_export_leaves_nothing_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -180,7 +180,7 @@ def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Mo
     assert list(Path("exports").iterdir()) == []
 
 
-def test_an_export_that_is_not_on_the_disk_can_be_made_again(
+def test_export_can_be_repeated_after_a_failed_sync(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_sync(monkeypatch, "exports")
@@ -190,7 +190,7 @@ def test_an_export_that_is_not_on_the_disk_can_be_made_again(
     mlxgpt.export(to="hf")
 
 
-def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:
+def test_export_removes_leftovers_of_a_killed_export(place: Path) -> None:
     leftover = Path("exports/.done-hf.new")
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").touch()
@@ -206,7 +206,7 @@ def test_two_exports_to_one_folder_exclude_each_other(place: Path) -> None:
         mlxgpt.export(to="hf")
 
 
-def test_fine_tuning_begins_where_the_other_run_ended(home: Path) -> None:
+def test_fine_tuning_starts_from_the_weights_of_the_other_run(home: Path) -> None:
     parameters = write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time there was a cat. " * 60)
@@ -228,7 +228,7 @@ def test_fine_tuning_begins_where_the_other_run_ended(home: Path) -> None:
         assert mx.array_equal(checkpoint.parameters[name], expected), name
 
 
-def test_fine_tuning_is_resumed_exactly_and_only_from_the_same_weights(home: Path) -> None:
+def test_resumed_fine_tuning_is_bit_exact_and_requires_the_same_weights(home: Path) -> None:
     write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time there was a cat. " * 60)
@@ -251,7 +251,7 @@ def test_fine_tuning_is_resumed_exactly_and_only_from_the_same_weights(home: Pat
         mlxgpt.train(init_from="whole", run="parts", max_steps=8, **options)
 
 
-def test_settings_that_do_not_go_with_the_weights_are_refused(home: Path, capsys: Capture) -> None:
+def test_settings_that_conflict_with_the_weights_are_refused(home: Path, capsys: Capture) -> None:
     write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time")

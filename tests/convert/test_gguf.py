@@ -44,7 +44,7 @@ def write_model(
     gguf.write_gguf(path, model, quantize)
 
 
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="package gguf") as error:
         write_model(tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False))
@@ -56,7 +56,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("n_embd", "near"), [(144, "128 or 160"), (16, "32"), (33 * 16, "512 or 544")]
 )
 @pytest.mark.parametrize("bits", [8, 4])
-def test_rows_that_are_no_whole_blocks_are_not_quantized(
+def test_rows_that_are_not_whole_blocks_are_not_quantized(
     tmp_path: Path, n_embd: int, near: str, bits: int
 ) -> None:
     with pytest.raises(UserError, match=f"n_embd = {n_embd} cannot be quantized") as error:
@@ -70,7 +70,7 @@ def test_rows_that_are_no_whole_blocks_are_not_quantized(
     assert not list(tmp_path.iterdir())
 
 
-def test_there_are_two_formats(tmp_path: Path) -> None:
+def test_only_8_and_4_bits_are_supported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="5 bits"):
         write_model(
             tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False), n_embd=32, quantize=5
@@ -78,13 +78,13 @@ def test_there_are_two_formats(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_other_characters_than_ascii_need_an_end_of_text(tmp_path: Path) -> None:
+def test_non_ascii_characters_require_an_end_of_text_token(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'é'"):
         write_model(tmp_path / "a.gguf", CharTokenizer("thé", end_of_text=False))
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_can_be_put_before_a_prompt_that_is_not_there(tmp_path: Path) -> None:
+def test_bos_token_requires_an_end_of_text_token(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="end-of-text"):
         write_model(
             tmp_path / "a.gguf", CharTokenizer("abc", end_of_text=False), add_bos_token=True
@@ -93,7 +93,7 @@ def test_nothing_can_be_put_before_a_prompt_that_is_not_there(tmp_path: Path) ->
 
 
 class FullDiskWriter:
-    """A writer of gguf's that gives up in the middle of the file."""
+    """A GGUF writer that fails in the middle of the file."""
 
     def __init__(self, path: Path, arch: str) -> None:
         path.write_bytes(b"GGUF")
@@ -104,7 +104,7 @@ class FullDiskWriter:
         return lambda *_: None
 
 
-def test_where_writing_fails_the_file_before_it_is_all_there_is(
+def test_failed_write_keeps_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class AnyMapping:
@@ -140,12 +140,12 @@ def test_bpe_has_a_token_for_each_id() -> None:
     assert [bytes(pair) for pair in pairs] == [a + b for a, b in tokenizer.merges]
 
 
-def test_bytes_alone_have_a_merge_that_no_text_has() -> None:
+def test_byte_vocabulary_gets_one_unused_merge() -> None:
     assert gguf._make_vocabulary(BPETokenizer([]), 257).merges == ["Ā Ā"]
     assert bpe.bytes_to_unicode()[0] == "Ā"
 
 
-def test_characters_are_the_users_own_tokens() -> None:
+def test_characters_are_user_defined_tokens() -> None:
     tokenizer = CharTokenizer("é\n漢", end_of_text=True)
     kind, tokens, types, _ = gguf._make_vocabulary(tokenizer, 6)
     assert kind == "gpt2"
@@ -153,14 +153,14 @@ def test_characters_are_the_users_own_tokens() -> None:
     assert types == [gguf.USER_DEFINED] * 3 + [gguf.CONTROL] + [gguf.UNUSED] * 2
 
 
-def test_characters_without_an_end_are_tokens_of_one_byte() -> None:
+def test_characters_without_an_end_of_text_are_byte_tokens() -> None:
     kind, tokens, types, _ = gguf._make_vocabulary(CharTokenizer("\n a\\", end_of_text=False), 6)
     assert kind == "rwkv"
     assert tokens == [r"\x0a", r"\x20", r"\x5c", r"\x61", r"\xff", r"\xff\xff"]
     assert types == [gguf.NORMAL] * 4 + [gguf.UNUSED] * 2
 
 
-def test_an_ollama_modelfile() -> None:
+def test_ollama_modelfile() -> None:
     assert gguf.render_modelfile("tales.gguf", end_of_text=END_OF_TEXT) == (
         "FROM ./tales.gguf\n"
         'TEMPLATE "{{ .Prompt }}"\n'

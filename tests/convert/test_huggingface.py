@@ -1,5 +1,5 @@
-"""Folders as transformers writes them. That it reads and writes the same is seen in
-tests/oracle/test_oracle_huggingface.py.
+"""Folders in transformers' format. tests/oracle/test_oracle_huggingface.py compares them with
+transformers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_every_layout_gives_the_same_parameters(tmp_path: Path, layout: str) -> 
         assert mx.array_equal(value, expected[name].astype(kind).astype(mx.float32)), name
 
 
-def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
+def test_sharded_weights_are_read(tmp_path: Path) -> None:
     expected = write_gpt2_folder(tmp_path)
     arrays = list(load_weights(tmp_path).items())
     mx.eval(dict(arrays))
@@ -111,7 +111,7 @@ def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_is_written_is_read_again(tmp_path: Path, bias: bool) -> None:
+def test_write_and_read_round_trip(tmp_path: Path, bias: bool) -> None:
     config = replace(MODEL_CONFIG, bias=bias)
     expected = random_parameters(config)
     huggingface.write_gpt2_config(tmp_path, config, 279)
@@ -149,7 +149,7 @@ UNSUPPORTED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED_CONFIGS)
-def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
+def test_unsupported_models_are_refused(tmp_path: Path, case: str) -> None:
     write_gpt2_folder(tmp_path)
     change, problem = UNSUPPORTED_CONFIGS[case]
     path = tmp_path / "config.json"
@@ -189,13 +189,13 @@ MISSING_FIELDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("case", MISSING_FIELDS)
-def test_what_a_config_lacks_is_inferred(tmp_path: Path, case: str, mark: str) -> None:
+def test_missing_config_fields_are_inferred(tmp_path: Path, case: str, mark: str) -> None:
     write_gpt2_folder(tmp_path)
     change_config(tmp_path, MISSING_FIELDS[case], mark)
     assert huggingface.read_gpt2_config(tmp_path) == replace(MODEL_CONFIG, bias=True)
 
 
-def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
+def test_fields_that_cannot_be_inferred_are_named(tmp_path: Path) -> None:
     write_gpt2_folder(tmp_path)
     change_config(tmp_path, lambda tree: tree.pop("n_head"))
     with pytest.raises(UserError, match=r"config\.json lacks n_head"):
@@ -209,7 +209,7 @@ def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begin", huggingface.EXTRA_HEADS)
-def test_an_extra_head_is_left_out_with_a_note(
+def test_extra_heads_are_skipped_with_a_log_line(
     tmp_path: Path, begin: str, notes: list[str]
 ) -> None:
     expected = write_gpt2_folder(tmp_path)
@@ -222,7 +222,7 @@ def test_an_extra_head_is_left_out_with_a_note(
 
 
 @pytest.mark.parametrize("begin", huggingface.OTHER_TASK_HEADS)
-def test_another_kind_of_model_is_named(tmp_path: Path, begin: str, notes: list[str]) -> None:
+def test_models_for_other_tasks_are_refused(tmp_path: Path, begin: str, notes: list[str]) -> None:
     write_gpt2_folder(tmp_path)
     arrays = load_weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
     save_weights(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
@@ -254,7 +254,7 @@ OTHER_WEIGHTS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 
 
 @pytest.mark.parametrize("case", OTHER_WEIGHTS)
-def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
+def test_unsupported_weights_are_named(tmp_path: Path, case: str) -> None:
     write_gpt2_folder(tmp_path)
     change, problem = OTHER_WEIGHTS[case]
     save_weights(tmp_path, change(load_weights(tmp_path)))
@@ -263,7 +263,7 @@ def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
     assert problem in error.value.problem
 
 
-def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> None:
+def test_weight_files_with_other_names_and_formats(tmp_path: Path) -> None:
     expected = write_gpt2_folder(tmp_path)
     path = tmp_path / "gpt2.fp32.safetensors"
     (tmp_path / "model.safetensors").rename(path)
@@ -280,7 +280,7 @@ def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> Non
         assert remedy in error.value.remedy
 
 
-def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_untied_output_head_is_refused(tmp_path: Path) -> None:
     write_gpt2_folder(tmp_path)
     arrays = load_weights(tmp_path)
     save_weights(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
@@ -288,7 +288,7 @@ def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
         huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
-def test_other_arrays_are_refused(tmp_path: Path) -> None:
+def test_unexpected_names_and_shapes_are_refused(tmp_path: Path) -> None:
     write_gpt2_folder(tmp_path)
     arrays = load_weights(tmp_path)
     for change in (
@@ -302,7 +302,7 @@ def test_other_arrays_are_refused(tmp_path: Path) -> None:
             huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
-def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
+def test_truncated_file_and_pickle_are_refused(tmp_path: Path) -> None:
     write_gpt2_folder(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""Models from folders and from a hub that is laid out as the real one."""
+"""Import models from folders and from a fake hub laid out like the real one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def connected(
     hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 2.0
 ) -> Iterator[Hub]:
-    """This process reaches that hub, with a cache of its own."""
+    """Make this process use the fake hub, with an empty cache."""
     from huggingface_hub import hf_api
 
     with run_servers(hub), monkeypatch.context() as patch:
@@ -53,7 +53,7 @@ def connected(
 TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
-def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Capture) -> None:
+def test_imported_folder_is_a_full_run(home: Path, capsys: Capture) -> None:
     expected = write_gpt2_folder(home / "somewhere" / "small")
     assert cli.main(["import", "somewhere/small"]) == 0
     output = capsys.readouterr()
@@ -74,7 +74,7 @@ def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Ca
     assert "imported" in capsys.readouterr().out
     (home / "text.txt").write_text("once upon a time " * 30)
     result = mlxgpt.evaluate(run="small", source=["text.txt"])
-    # An end-of-text follows the text, and nothing stands before it: its first is not predicted.
+    # An end-of-text follows the text. No token precedes it, so its first token is not predicted.
     assert result.tokens == len(run.tokenizer.encode("once upon a time " * 30))
     problem = expect_error(capsys, "eval", "--run", "small")
     assert problem == "small is an imported model without validation data"
@@ -83,7 +83,7 @@ def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Ca
     assert expect_error(capsys, "import", "somewhere/small") == "runs/small already exists"
 
 
-def test_what_cannot_be_imported_is_told(home: Path, capsys: Capture) -> None:
+def test_invalid_imports_are_refused(home: Path, capsys: Capture) -> None:
     assert "is neither a folder nor a model name" in expect_error(capsys, "import", "gpt-2")
     write_gpt2_folder(home / "small")
     assert "--meta is for a nanoGPT" in expect_error(
@@ -94,9 +94,7 @@ def test_what_cannot_be_imported_is_told(home: Path, capsys: Capture) -> None:
     assert not Path("runs").exists()
 
 
-def test_an_import_that_was_interrupted_is_begun_again(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_import_is_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gpt2_folder(home / "small")
 
     def interrupted(*_: object, **__: object) -> None:
@@ -110,17 +108,17 @@ def test_an_import_that_was_interrupted_is_begun_again(
     assert mlxgpt.import_model("small").steps() == [0]
 
 
-def test_an_import_that_is_not_on_the_disk_can_be_made_again(
+def test_import_can_be_repeated_after_a_failed_sync(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gpt2_folder(home / "small")
-    failing_sync(monkeypatch, "checkpoints")  # after the checkpoint has its name
+    failing_sync(monkeypatch, "checkpoints")  # after the checkpoint was renamed
     with pytest.raises(UserError, match="cannot write"):
         mlxgpt.import_model("small")
     assert mlxgpt.import_model("small").steps() == [0]
 
 
-def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) -> None:
+def test_non_finite_weights_are_refused(home: Path, capsys: Capture) -> None:
     parameters = write_gpt2_folder(home / "small")
     parameters["h.1.ln_2.bias"][7] = float("nan")
     huggingface.write_gpt2_parameters(home / "small", MODEL_CONFIG, parameters)
@@ -133,13 +131,13 @@ def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) ->
 
 
 @pytest.mark.parametrize("kind", ["pairs", "strings", "two files"])
-def test_a_bpe_in_each_of_its_forms(home: Path, kind: str) -> None:
+def test_bpe_in_each_file_format(home: Path, kind: str) -> None:
     tokenizer = train_small_bpe()
     write_gpt2_folder(home / "m", tokenizer)
     path = home / "m" / "tokenizer.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     merges = [" ".join(pair) for pair in tree["model"]["merges"]]
-    if kind == "strings":  # as the hub's gpt2 has them, with less said elsewhere
+    if kind == "strings":  # as in gpt2 on the hub, with fewer other fields
         tree["model"] = {"vocab": tree["model"]["vocab"] | {"<|endoftext|>": 279}, "merges": merges}
         tree["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
         tree["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True}
@@ -157,7 +155,7 @@ def test_a_bpe_in_each_of_its_forms(home: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("end_of_text", [True, False])
-def test_characters_come_back(home: Path, end_of_text: bool) -> None:
+def test_char_tokenizer_round_trip(home: Path, end_of_text: bool) -> None:
     tokenizer = CharTokenizer("abcÄ \n", end_of_text=end_of_text)
     write_gpt2_folder(home / "m", tokenizer)
     restored = mlxgpt.import_model("m").tokenizer
@@ -165,7 +163,7 @@ def test_characters_come_back(home: Path, end_of_text: bool) -> None:
 
 
 @pytest.mark.parametrize("said", ["by its settings", "by its post-processor"])
-def test_texts_that_begin_with_a_token(home: Path, said: str) -> None:
+def test_tokenizer_that_adds_a_bos_token(home: Path, said: str) -> None:
     from mlxgpt.convert import tokenizers
 
     write_gpt2_folder(home / "m")
@@ -194,7 +192,7 @@ TOKENIZER_CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", TOKENIZER_CHANGES)
-def test_other_tokenizers_are_refused(home: Path, case: str, capsys: Capture) -> None:
+def test_unsupported_tokenizers_are_refused(home: Path, case: str, capsys: Capture) -> None:
     write_gpt2_folder(home / "m")
     path = home / "m" / "tokenizer.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
@@ -215,7 +213,7 @@ def gpt2_repository(tmp_path: Path) -> Repository:
     return Repository({"main": files | other_files})
 
 
-def test_gpt2_comes_from_the_hub_and_then_from_its_cache(
+def test_gpt2_is_downloaded_once_and_then_read_from_the_cache(
     home: Path,
     gpt2_repository: Repository,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,7 +236,7 @@ def test_gpt2_comes_from_the_hub_and_then_from_its_cache(
     assert notes[-1].endswith("; using openai-community/gpt2 from the cache")
 
 
-def test_the_cache_is_used_where_the_hub_may_not_be_asked(
+def test_cache_is_used_with_hf_hub_offline(
     home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_repository})
@@ -262,7 +260,7 @@ def test_the_cache_is_used_where_the_hub_may_not_be_asked(
         ("login", "the response is not from the hub", "same command again"),
     ],
 )
-def test_a_hub_that_says_no(
+def test_hub_error_responses(
     home: Path,
     gpt2_repository: Repository,
     monkeypatch: pytest.MonkeyPatch,
@@ -292,9 +290,7 @@ def test_unknown_and_gated_models(
             assert remedy in error.value.remedy
 
 
-def test_nobody_answers_and_nothing_was_fetched(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_and_empty_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", REFUSED_ADDRESS)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
     with pytest.raises(UserError) as error:
@@ -303,7 +299,7 @@ def test_nobody_answers_and_nothing_was_fetched(
     assert "a model in a local folder needs none" in error.value.remedy
 
 
-def test_a_download_that_breaks_off_goes_on(
+def test_interrupted_download_is_resumed(
     home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_repository}, cdn="breaks")
@@ -312,7 +308,7 @@ def test_a_download_that_breaks_off_goes_on(
         assert hub.cdn.truncated_responses == 2
 
 
-def test_a_file_that_was_damaged_on_its_way_is_told_and_fetched_again(
+def test_damaged_download_is_reported_and_downloaded_again(
     home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_repository})
@@ -327,7 +323,7 @@ def test_a_file_that_was_damaged_on_its_way_is_told_and_fetched_again(
         assert mlxgpt.import_model("gpt2", run="again").steps() == [0]
 
 
-def test_too_little_disk_is_told_before(
+def test_too_little_disk_space_is_reported_before_the_download(
     home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_repository})
@@ -341,7 +337,7 @@ def test_too_little_disk_is_told_before(
     assert not any("safetensors" in line for line in hub.cdn.requests)
 
 
-def test_a_model_without_safetensors_is_refused(
+def test_model_without_safetensors_is_refused(
     home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = dict(gpt2_repository.commits[gpt2_repository.branches["main"]])

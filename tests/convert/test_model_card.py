@@ -1,5 +1,5 @@
-"""The README.md of an exported model: its commands fit the model. That they run as they are is seen
-in tests/oracle/test_oracle_card.py.
+"""The model card of an export: its commands fit the model. tests/oracle/test_oracle_card.py runs
+them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[Tokenizer, int]] = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str) -> None:
+def test_prompt_and_length_in_commands_fit_the_block_size(tmp_path: Path, case: str) -> None:
     tokenizer, block = RUNS[case]
     run = make_run(tmp_path / "my run", tokenizer, block)
     bos = run.bos is not None
@@ -72,7 +72,7 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
         options = dict(zip(words[::2], words[1::2], strict=False))
         assert fits(options["--prompt"], int(options["--max-tokens"]))
     llama_command = re.search(
-        r"llama-cli (.*?)\nollama", render_model_card(run, 0, "gguf", None), re.DOTALL
+        r"llama-cli (.*?)\n```", render_model_card(run, 0, "gguf", None), re.DOTALL
     )
     assert llama_command
     words = shlex.split(llama_command[1])
@@ -80,7 +80,7 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
     assert fits(words[words.index("-p") + 1], int(words[words.index("-n") + 1]))
 
 
-def test_the_prompt_is_of_the_runs_own_text(place: Path) -> None:
+def test_example_prompt_comes_from_the_samples_of_the_run(place: Path) -> None:
     run = open_run(Path("runs/done"))
     sample = [text for _, text in run.samples(200)][-1]
     prompt = choose_example_prompt(run, 4)
@@ -92,7 +92,7 @@ def test_the_prompt_is_of_the_runs_own_text(place: Path) -> None:
     assert sample
 
 
-def test_a_model_without_a_sample_has_an_opening(tmp_path: Path) -> None:
+def test_example_prompt_without_samples(tmp_path: Path) -> None:
     run = make_run(tmp_path / "m", train_small_bpe(), 64)
     assert choose_example_prompt(run, 30) == "Once upon a time"
     assert mlxgpt.generate(choose_example_prompt(run, 30), run=str(run.folder), max_tokens=1).texts

@@ -1,4 +1,4 @@
-"""What needs no PyTorch of nanoGPT's checkpoints; the rest is in tests/oracle."""
+"""nanoGPT checkpoints without PyTorch; the other tests are in tests/oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
 
 
-def test_without_pytorch_it_says_how_to_get_it(
+def test_without_pytorch_the_error_explains_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)

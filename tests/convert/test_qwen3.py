@@ -1,4 +1,4 @@
-"""The layout; that transformers, mlx-lm and llama.cpp read it is in tests/oracle."""
+"""The Qwen3 layout. tests/oracle checks that transformers, mlx-lm and llama.cpp can read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def config(tiny_model: Config) -> Config:
     return override_config(tiny_model, dict(qwen3.QWEN3_REQUIREMENTS))
 
 
-def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
+def test_every_parameter_is_converted_and_every_gain_is_present(config: Config) -> None:
     converted = qwen3.convert_to_qwen3(config.model, flatten_params(GPT(config.model).parameters()))
     gains = {n for n in converted if "norm" in n and n != qwen3.FINAL_NORM}
     assert len(gains) == 4 * config.model.n_layer
@@ -26,7 +26,7 @@ def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> 
     assert other_size == count_parameters(config.model)
 
 
-def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
+def test_untied_head_and_embedding_norm_are_converted(config: Config) -> None:
     shape = override_config(config, {"tied": False, "embedding_norm": True}).model
     parameters = flatten_params(GPT(shape).parameters())
     converted = qwen3.convert_to_qwen3(shape, parameters)
@@ -37,7 +37,7 @@ def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Confi
     assert qwen3.make_qwen3_config(config.model, None)["tie_word_embeddings"] is True
 
 
-def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
+def test_incompatible_settings_are_named(tiny_model: Config, config: Config) -> None:
     assert qwen3.find_incompatible_settings(config.model) == {}
     incompatible = {"mlp": "relu2", "bias": True, "value_embeddings": True}
     assert (
@@ -46,14 +46,14 @@ def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> 
     )
 
 
-def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:
+def test_modern_recipe_is_compatible_and_five_minutes_is_not() -> None:
     for tier in (1, 2):
         assert qwen3.find_incompatible_settings(toml.load_tier_config(tier, "modern").model) == {}
     racing = toml.load_config(toml.find_builtin_configs()["five-minutes"])
     assert qwen3.find_incompatible_settings(racing.model) == {"value_embeddings": True}
 
 
-def test_its_config_tells_its_shape(config: Config) -> None:
+def test_config_matches_the_shapes_of_the_arrays(config: Config) -> None:
     tree = qwen3.make_qwen3_config(config.model, 5)
     model, arrays = (
         config.model,

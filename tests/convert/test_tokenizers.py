@@ -1,5 +1,5 @@
-"""Tokenizers in other people's folders: every file that declares tokens, with `tokenizers` as the
-oracle. What transformers makes of the same folders is in tests/oracle/test_oracle_tokenizers.py.
+"""Tokenizers of other tools, with every file that declares tokens, compared with `tokenizers`.
+tests/oracle/test_oracle_tokenizers.py compares the same folders with transformers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def round_trip(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
 
 def to_hugging_face(tokenizer: Tokenizer) -> HuggingFace:
     reference = HuggingFace.from_str(tokenizer.to_json())
-    reference.encode_special_tokens = True  # as text, like ours
+    reference.encode_special_tokens = True  # encode them as text, as mlxgpt does
     return reference
 
 
@@ -61,7 +61,7 @@ def test_sorted_vocabularies_keep_their_fingerprints() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_characters_keep_the_ids_that_they_have(
+def test_characters_keep_their_ids(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     letters = data.draw(st.permutations("abcÄ🙂\n t"))
@@ -85,7 +85,7 @@ def test_characters_keep_the_ids_that_they_have(
         tokenizer.encode(text + "zx")
 
 
-def test_another_order_of_the_ids_is_another_tokenizer() -> None:
+def test_fingerprint_depends_on_the_order_of_ids() -> None:
     orders = [{"a": 0, "b": 1}, {"a": 1, "b": 0}]
     assert len({CharTokenizer.from_ids(ids).fingerprint for ids in orders}) == 2
     with pytest.raises(ValueError, match="no token has id 1"):
@@ -94,7 +94,7 @@ def test_another_order_of_the_ids_is_another_tokenizer() -> None:
         CharTokenizer.from_ids({"a": 0, "b": 0})
 
 
-def test_nanogpts_characters_in_another_order(tmp_path: Path) -> None:
+def test_nanogpt_characters_in_another_order(tmp_path: Path) -> None:
     import pickle
 
     from mlxgpt.data import meta_pickle
@@ -112,7 +112,7 @@ def test_nanogpts_characters_in_another_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", TOKENIZER_LAYOUTS)
-def test_added_tokens_of_every_form_are_the_same(tmp_path: Path, form: str) -> None:
+def test_added_tokens_are_the_same_in_every_layout(tmp_path: Path, form: str) -> None:
     write_folder(tmp_path, form)
     tokenizer, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert not bos
@@ -136,7 +136,9 @@ def added_tokenizer() -> Tokenizer:
 
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS_WITH_ADDED_TOKENS)
-def test_any_text_has_the_ids_that_tokenizers_gives(added_tokenizer: Tokenizer, text: str) -> None:
+def test_encoding_with_added_tokens_matches_tokenizers(
+    added_tokenizer: Tokenizer, text: str
+) -> None:
     expected = to_hugging_face(added_tokenizer).encode(text).ids
     assert added_tokenizer.encode(text).tolist() == expected
     assert added_tokenizer.encode_documents(text).tolist() == expected
@@ -145,8 +147,8 @@ def test_any_text_has_the_ids_that_tokenizers_gives(added_tokenizer: Tokenizer, 
 
 @settings(max_examples=50, deadline=None)
 @given(text=TEXTS_WITH_ADDED_TOKENS, seed=st.integers(0, 3))
-def test_a_bpe_with_its_ids_in_any_order(text: str, seed: int) -> None:
-    """As one that was trained with its special tokens first."""
+def test_bpe_with_ids_in_any_order_matches_tokenizers(text: str, seed: int) -> None:
+    """For example, a tokenizer trained with its special tokens first."""
     tree = make_tokenizer_tree()
     names = list(tree["model"]["vocab"] | {t["content"]: 0 for t in tree["added_tokens"]})
     if seed:
@@ -171,7 +173,7 @@ def test_a_bpe_with_its_ids_in_any_order(text: str, seed: int) -> None:
     assert types[ids["ACME"]] == gguf.USER_DEFINED
 
 
-def test_an_end_of_another_name(tmp_path: Path) -> None:
+def test_end_of_text_with_another_name(tmp_path: Path) -> None:
     tree = make_tokenizer_tree()
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
@@ -190,7 +192,7 @@ def test_an_end_of_another_name(tmp_path: Path) -> None:
     assert reference.encode("a").ids == [282, *tokenizer.encode("a")]
 
 
-def test_a_bpe_without_an_end(home: Path) -> None:
+def test_bpe_without_an_end_of_text(home: Path) -> None:
     tree = make_tokenizer_tree()
     del tree["model"]["vocab"][END_OF_TEXT]
     tree["added_tokens"] = [{"id": 279, "content": "<pad>", "special": True}]
@@ -225,7 +227,7 @@ def test_a_bpe_without_an_end(home: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["tokenizer.json", "added_tokens.json"])
-def test_files_that_do_not_agree_are_refused(
+def test_contradictory_files_are_refused(
     tmp_path: Path, form: str, name: str, content: Any, problem: str
 ) -> None:
     write_folder(tmp_path, form)
@@ -247,9 +249,7 @@ def test_which_added_tokens_are_special(tmp_path: Path) -> None:
     assert special == {END_OF_TEXT, "ACME", "<pad>"}
 
 
-def test_special_tokens_that_the_model_has_no_room_for_are_left_out(
-    home: Path, notes: list[str]
-) -> None:
+def test_special_tokens_outside_the_vocabulary_are_skipped(home: Path, notes: list[str]) -> None:
     write_gpt2_folder(home / "m")
     tree = json.loads((home / "m" / "tokenizer.json").read_text(encoding="utf-8"))
     tree["added_tokens"].append({"id": 280, "content": "[PAD]", "special": True})
@@ -259,7 +259,7 @@ def test_special_tokens_that_the_model_has_no_room_for_are_left_out(
     assert run.tokenizer.fingerprint == train_small_bpe().fingerprint
 
 
-def test_line_ends_and_marks_of_windows(tmp_path: Path) -> None:
+def test_windows_line_endings_and_byte_order_marks(tmp_path: Path) -> None:
     write_folder(tmp_path, "added_tokens.json")
     expected = tokenizers.read_hf_tokenizer(tmp_path, 1000)[0].fingerprint
     for path in tmp_path.iterdir():

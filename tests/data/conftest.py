@@ -1,4 +1,4 @@
-"""A tokenizer and a text that tests share."""
+"""Fixtures for the data tests: a tokenizer and a file of documents."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.helpers.texts import LANGUAGES
 
 @pytest.fixture(scope="session")
 def small_bpe() -> BPETokenizer:
-    """A BPE of many languages, with merges inside of characters and across them."""
+    """A BPE of many languages, with merges inside and across characters."""
     return bpe.train_bpe([LANGUAGES], 500)
 
 
 @pytest.fixture
 def documents_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of many documents, prepared in many chunks."""
+    """A file of many documents that is prepared in many chunks."""
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 200)
     monkeypatch.setattr(prepare_job, "SAVE_EVERY_CHUNKS", 3)
     rng = random.Random(1)

@@ -38,7 +38,7 @@ def write(path: Path) -> Path:
     return path
 
 
-def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str]) -> None:
+def test_hidden_and_temporary_files_are_skipped(tmp_path: Path, notes: list[str]) -> None:
     expected = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
     for name in LEFTOVERS:
         write(tmp_path / name)
@@ -46,18 +46,18 @@ def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str])
     assert notes == [f"skipped in {tmp_path}: 4 hidden"], "files only, that would be text"
 
 
-def test_a_folder_inside_of_a_hidden_one_is_read(tmp_path: Path) -> None:
-    """What is named is meant."""
+def test_folder_inside_a_hidden_folder_is_read(tmp_path: Path) -> None:
+    """A folder that is named explicitly is read."""
     text_path = write(tmp_path / ".cache" / "texts" / "a.txt")
     assert find_text_files(text_path.parent, SUFFIXES) == [text_path]
 
 
-def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> None:
+def test_folder_named_like_a_file_is_read(tmp_path: Path) -> None:
     text_path = write(tmp_path / "chapter.txt" / "one.txt")
     assert find_text_files(tmp_path, SUFFIXES) == [text_path]
 
 
-def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> None:
+def test_skipped_files_are_logged_in_one_line(tmp_path: Path, notes: list[str]) -> None:
     for name in ("a.txt", "b.md", "c.md", "d/e.MD", "f.csv", "g.json.gz", "LICENSE"):
         write(tmp_path / name)
     find_text_files(tmp_path, SUFFIXES)
@@ -71,7 +71,7 @@ def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> No
     }
 
 
-def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: list[str]) -> None:
+def test_broken_links_and_links_to_folders_are_logged(tmp_path: Path, notes: list[str]) -> None:
     target = write(tmp_path / "elsewhere" / "a.txt")
     folder = tmp_path / "f"
     folder.mkdir()
@@ -85,13 +85,13 @@ def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: lis
     assert "1 .txt" in notes[0], "the pipe"
 
 
-def test_nothing_left_out_is_not_noted(tmp_path: Path, notes: list[str]) -> None:
+def test_nothing_is_logged_if_no_file_is_skipped(tmp_path: Path, notes: list[str]) -> None:
     write(tmp_path / "a.txt")
     assert find_text_files(tmp_path, SUFFIXES) == [tmp_path / "a.txt"]
     assert notes == []
 
 
-def test_the_line_stays_one_line(tmp_path: Path, notes: list[str]) -> None:
+def test_log_line_is_shortened_for_many_skipped_files(tmp_path: Path, notes: list[str]) -> None:
     for n in range(50):
         write(tmp_path / f"a.k{n}")
         (tmp_path / f"l{n}.txt").symlink_to("/gone")
@@ -101,7 +101,7 @@ def test_the_line_stays_one_line(tmp_path: Path, notes: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "My Book (2).txt", "a~b.txt", "#1 hits.txt", "日本.txt"])
-def test_ordinary_names_are_no_leftovers(name: str) -> None:
+def test_ordinary_names_are_not_ignored(name: str) -> None:
     assert not is_ignored(name)
 
 
@@ -115,7 +115,7 @@ def test_ordinary_names_are_no_leftovers(name: str) -> None:
         max_size=3,
     ),
 )
-def test_patterns_match_as_with_glob(
+def test_patterns_match_like_glob(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], pattern: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("tree")
@@ -124,7 +124,7 @@ def test_patterns_match_as_with_glob(
         (folder / "b" / name / f"{name}.a").touch()
         (folder / f"{name}.a").touch()
     full_pattern = Path(folder, *pattern)
-    assume("**/**" not in str(full_pattern))  # of which glob names some paths twice
+    assume("**/**" not in str(full_pattern))  # glob returns some of its paths twice
     expected = {Path(match) for match in glob.glob(str(full_pattern), recursive=True)}
-    expected = {path for path in expected if path.exists()}  # of "a/**" it names a missing "a", too
+    expected = {path for path in expected if path.exists()}  # glob matches a missing "a"
     assert expand_pattern(full_pattern) == sorted(expected)

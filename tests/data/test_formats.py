@@ -1,4 +1,4 @@
-"""Files as their own programs and libraries write them."""
+"""File formats, detected in files written by the libraries and programs of those formats."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ OTHER_FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".bin"])
 @pytest.mark.parametrize("name", OTHER_FORMATS)
-def test_other_formats_are_named_whatever_the_file_is_called(
+def test_other_formats_are_detected_whatever_the_file_name(
     tmp_path: Path, name: str, suffix: str
 ) -> None:
     write, remedy = OTHER_FORMATS[name]
@@ -126,7 +126,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(
     assert excinfo.value.problem.startswith(f"{path} is {name}")
     assert "\n" not in excinfo.value.problem + excinfo.value.remedy
     assert remedy in excinfo.value.remedy
-    if remedy.endswith(" "):  # a command with the file's name, quoted for a shell
+    if remedy.endswith(" "):  # a shell command with the quoted file name
         assert f"'{path}'" in excinfo.value.remedy
 
 
@@ -135,7 +135,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(
     ["BZh is a name", "GIF8 is one as well", "ID3 tags", "ORC and GGUF", "1234ftyp", "RIFF1234WAVE",
      '12345678{"a": 1}', "PARIS", "PK and more", "7z"],
 )  # fmt: skip
-def test_a_text_may_begin_like_another_format(tmp_path: Path, text: str) -> None:
+def test_text_may_start_like_another_format(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.txt"
     path.write_text(text)
     assert join_pieces(readers.read_documents(path)) == [text]
@@ -167,7 +167,7 @@ KOREAN = "모든 행복한 가정은 서로 닮았고, 불행한 가정은 제�
     ],
 )
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_the_command_that_is_shown_converts_other_encodings(
+def test_suggested_command_converts_other_encodings(
     tmp_path: Path, text: str, encoding: str, suffix: str
 ) -> None:
     path = tmp_path / f"a book{suffix}"
@@ -184,7 +184,7 @@ def test_the_command_that_is_shown_converts_other_encodings(
     assert converted.text == normalize_text(text)
 
 
-def test_a_byte_order_mark_of_utf8_and_single_nuls(tmp_path: Path) -> None:
+def test_utf8_byte_order_mark_and_single_nul_bytes(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8-sig")
     assert join_pieces(readers.read_documents(path)) == [TEXT]
@@ -195,7 +195,7 @@ def test_a_byte_order_mark_of_utf8_and_single_nuls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
-def test_the_command_that_is_shown_converts_a_csv_table(
+def test_suggested_command_converts_a_csv_table(
     tmp_path: Path, suffix: str, separator: str
 ) -> None:
     path = tmp_path / f"my stories{suffix}"
@@ -220,12 +220,12 @@ def test_the_command_that_is_shown_converts_a_csv_table(
         ("a.txt", "a <html> of sorts", False),
     ],
 )
-def test_markup_is_noted(tmp_path: Path, name: str, text: str, noted: bool) -> None:
+def test_markup_is_detected(tmp_path: Path, name: str, text: str, noted: bool) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert bool(formats.markup_notice(tmp_path / name)) == noted
 
 
-def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) -> None:
+def test_file_with_the_suffix_of_another_format_is_read(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.feather
     import pyarrow.parquet
@@ -241,10 +241,10 @@ def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) 
 
 
 @given(st.binary(min_size=30, max_size=300))
-def test_tables_and_other_bytes_are_not_taken_for_wide_text(
+def test_binary_data_is_not_taken_for_utf16_or_utf32(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    """Whatever follows the beginning of an Arrow stream, or of nothing known."""
+    """Whatever follows the start of an Arrow stream or of unknown bytes."""
     path = tmp_path_factory.mktemp("t") / "t.arrow"
     stream = bytes.fromhex("ffffffff10000000") + content
     path.write_bytes(stream)

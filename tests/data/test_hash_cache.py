@@ -1,4 +1,4 @@
-"""What was read whole once is not read again, until it is changed or somebody asks."""
+"""Files that were hashed once are not read again until they change or verification is requested."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlxgpt.utils.files import dump_checksummed
 
 
 class ReadLog(list[str]):
-    """The names of the files that were read whole."""
+    """Names of the files that were read completely."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> DataConfig:
     return DataConfig((str(tmp_path / "one.txt"),), (str(tmp_path / "held.txt"),))
 
 
-def test_what_was_prepared_here_is_never_read_again(
+def test_prepared_files_are_not_read_again(
     tmp_path: Path, data: DataConfig, reads: ReadLog
 ) -> None:
     first = find_or_prepare(PrepareRequest(data), tmp_path / "data")
@@ -64,7 +64,7 @@ def test_what_was_prepared_here_is_never_read_again(
     assert reads == []
 
 
-def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
+def test_verify_reads_the_files_again(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     reads.clear()
     find_or_prepare(PrepareRequest(data, verify=True), tmp_path / "data")
@@ -73,7 +73,7 @@ def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Re
     assert reads[4:] == ["train.bin", "val.bin"]
 
 
-def test_who_asks_is_told(home: Path, text_file: Path, notes: list[str]) -> None:
+def test_verify_logs_its_result(home: Path, text_file: Path, notes: list[str]) -> None:
     for verify in (False, True):
         api.prepare(text_file, verify=verify)
     assert notes == [
@@ -87,12 +87,12 @@ def touch(path: Path) -> None:
 
 
 def rewrite(path: Path) -> None:
-    shutil.copy2(path, path.with_suffix(".new"))  # the same content, size and time
+    shutil.copy2(path, path.with_suffix(".new"))  # same content, size and modification time
     path.with_suffix(".new").replace(path)
 
 
 @pytest.mark.parametrize("change", [touch, rewrite])
-def test_a_file_that_may_be_another_is_read_once_more(
+def test_file_that_may_have_changed_is_read_once_more(
     tmp_path: Path, data: DataConfig, reads: ReadLog, change: Callable[[Path], None]
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
@@ -104,7 +104,7 @@ def test_a_file_that_may_be_another_is_read_once_more(
     assert reads == ["one.txt", "val.bin"]
 
 
-def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
+def test_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     shutil.copytree(folder, tmp_path / "copy")
     reads.clear()
@@ -113,10 +113,10 @@ def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: R
     assert reads == ["train.bin", "val.bin"]
 
 
-def test_damage_under_an_unchanged_time_is_found_on_request(
+def test_verify_finds_damage_with_an_unchanged_modification_time(
     tmp_path: Path, data: DataConfig
 ) -> None:
-    """As a disk does it; nothing but reading tells."""
+    """As after disk corruption, which only reading can detect."""
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     path, before = folder / "train.bin", (folder / "train.bin").stat()
     with path.open("r+b") as file:
@@ -138,7 +138,7 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
         "a pipe",
     ],
 )
-def test_a_memory_that_is_damaged_is_none(
+def test_damaged_hash_cache_is_ignored(
     tmp_path: Path, data: DataConfig, reads: ReadLog, damage: str
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
@@ -158,7 +158,7 @@ def test_a_memory_that_is_damaged_is_none(
     assert reads == ["train.bin", "val.bin"]
 
 
-def test_what_cannot_be_remembered_is_read_each_time(
+def test_without_a_writable_cache_files_are_read_each_time(
     tmp_path: Path, data: DataConfig, reads: ReadLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
@@ -174,7 +174,7 @@ def test_what_cannot_be_remembered_is_read_each_time(
     assert reads == ["train.bin", "val.bin"] * 2
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
+def test_file_that_changes_while_it_is_read_is_not_cached(tmp_path: Path) -> None:
     path, cache, computations = tmp_path / "file", HashCache(tmp_path), 0
     path.write_text("before")
 
@@ -188,7 +188,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) 
     assert [cache.get_or_compute("file", [path], compute)["times"] for _ in range(3)] == [1, 2, 2]
 
 
-def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: ReadLog) -> None:
+def test_nanogpt_arrays_are_read_once(tmp_path: Path, reads: ReadLog) -> None:
     for split in ("train", "val"):
         np.array([0, 1, 0], dtype=np.uint16).tofile(tmp_path / f"{split}.bin")
     vocabulary = {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}
@@ -200,7 +200,7 @@ def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: ReadLog) -> None
     assert reads[2:] == ["train.bin", "val.bin"]
 
 
-def test_who_deleted_the_text_goes_on_with_its_arrays(
+def test_dataset_is_used_after_its_source_was_deleted(
     tmp_path: Path, data: DataConfig, notes: list[str]
 ) -> None:
     before = find_or_prepare(PrepareRequest(data), tmp_path / "data")
@@ -213,7 +213,7 @@ def test_who_deleted_the_text_goes_on_with_its_arrays(
 
 
 @pytest.mark.parametrize("other", ["another folder", "another validation text", "tokenizer"])
-def test_arrays_of_another_text_that_is_gone_are_not_taken(
+def test_dataset_of_another_deleted_source_is_not_used(
     tmp_path: Path, data: DataConfig, other: str
 ) -> None:
     find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")

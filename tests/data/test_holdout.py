@@ -32,7 +32,7 @@ def decode_both_splits(dataset: Dataset) -> list[str]:
     return [dataset.tokenizer.decode(tokens.ids) for tokens in (dataset.train, dataset.val)]
 
 
-def test_a_text_of_characters_gives_its_end(prepare_text: PrepareText, text: str) -> None:
+def test_end_of_a_char_dataset_is_held_out(prepare_text: PrepareText, text: str) -> None:
     full = prepare_text(text, "char")
     reduced = hold_out_from_train(full)
     train, held_out = decode_both_splits(reduced)
@@ -44,9 +44,7 @@ def test_a_text_of_characters_gives_its_end(prepare_text: PrepareText, text: str
 
 
 @pytest.mark.parametrize("vocab_size", [257, 300, 350])
-def test_documents_are_held_back_whole_whatever_the_tokenizer(
-    prepare_text: PrepareText, vocab_size: int
-) -> None:
+def test_whole_documents_are_held_out(prepare_text: PrepareText, vocab_size: int) -> None:
     full = prepare_text(make_stories(100), "bpe", vocab_size=vocab_size)
     reduced = hold_out_from_train(full)
     train, held_out = decode_both_splits(reduced)
@@ -65,9 +63,7 @@ def count_document_bytes(text: str) -> int:
     return len(text.replace("<|endoftext|>", "").encode())
 
 
-def test_of_one_long_document_the_end_of_it_is_held_back(
-    prepare_text: PrepareText, text: str
-) -> None:
+def test_end_of_a_single_long_document_is_held_out(prepare_text: PrepareText, text: str) -> None:
     full = prepare_text(text, "bpe", vocab_size=280)
     reduced = hold_out_from_train(full)
     train, held_out = decode_both_splits(reduced)
@@ -75,7 +71,7 @@ def test_of_one_long_document_the_end_of_it_is_held_back(
     assert 0.08 < reduced.meta.val.bytes / full.meta.train.bytes <= 0.1
 
 
-def test_of_a_large_text_no_more_than_a_megabyte(
+def test_held_out_part_has_a_maximum_size(
     prepare_text: PrepareText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxgpt.data.holdout.MAX_HOLDOUT_BYTES", 500)
@@ -84,7 +80,7 @@ def test_of_a_large_text_no_more_than_a_megabyte(
     assert reduced.meta.val.documents == 4
 
 
-def test_the_data_is_another_than_the_whole_and_the_same_each_time(
+def test_held_out_dataset_has_its_own_reproducible_fingerprint(
     prepare_text: PrepareText, text: str
 ) -> None:
     full = prepare_text(text, "char")
@@ -94,6 +90,6 @@ def test_the_data_is_another_than_the_whole_and_the_same_each_time(
     assert np.array_equal(reduced.train.ids, full.train.ids[: len(reduced.train.ids)])
 
 
-def test_a_text_too_short_is_refused(prepare_text: PrepareText) -> None:
+def test_dataset_that_is_too_short_is_refused(prepare_text: PrepareText) -> None:
     with pytest.raises(UserError, match="too little training data for a held-out part"):
         hold_out_from_train(prepare_text("abcdefghijklmn", "char"))

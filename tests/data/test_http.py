@@ -1,4 +1,4 @@
-"""The timeouts of downloads."""
+"""Timeouts and errors of downloads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mlxgpt.data import http
 from mlxgpt.utils.errors import UserError
 
 
-def test_the_hubs_session_gets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one, a request that does not bring its own would wait for ever."""
+def test_hub_session_gets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a request without its own timeout would wait forever."""
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 7)
     monkeypatch.setattr(get_session(), "timeout", None)
     http.configure_hub(show_warnings=True)
@@ -21,7 +21,7 @@ def test_the_hubs_session_gets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {timeout.connect, timeout.read, timeout.write, timeout.pool} == {7.0}
 
 
-def test_a_download_in_time_has_its_result_or_its_error() -> None:
+def test_run_with_timeout_returns_the_result_or_raises_the_error() -> None:
     assert http.run_with_timeout(60, lambda: 3) == 3
 
     def fail() -> None:
@@ -31,7 +31,7 @@ def test_a_download_in_time_has_its_result_or_its_error() -> None:
         http.run_with_timeout(60, fail)
 
 
-def test_a_download_that_takes_too_long_is_abandoned() -> None:
+def test_download_that_takes_too_long_is_abandoned() -> None:
     finished = threading.Event()
     with pytest.raises(http.DownloadError, match="download timed out after 0 s"):
         http.run_with_timeout(0.01, finished.wait)
@@ -41,13 +41,13 @@ def test_a_download_that_takes_too_long_is_abandoned() -> None:
 @pytest.mark.parametrize(
     "cause", [http.DownloadError("short\nlong"), UserError("short", "do this.")]
 )
-def test_a_reason_is_one_line(cause: Exception) -> None:
+def test_download_error_is_described_in_one_line(cause: Exception) -> None:
     with pytest.raises(RuntimeError) as excinfo:
         raise RuntimeError("while generating") from cause
     assert http.describe_download_error(excinfo.value) == "short"
 
 
-def test_only_errors_of_a_disk_are_raised_as_such() -> None:
+def test_only_disk_errors_are_raised_as_disk_errors() -> None:
     http.raise_disk_error(PermissionError(13, "Permission denied"), Path("cache"))
     with pytest.raises(UserError, match="cannot use cache"):
         http.raise_disk_error(OSError(28, "No space left on device"), Path("cache"))

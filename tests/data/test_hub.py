@@ -1,4 +1,4 @@
-"""Shakespeare from the hub and from what stands in for it, from an empty cache to token arrays."""
+"""Shakespeare from the hub and from its mirror, from an empty cache to token arrays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shakespeare_text(real_texts: Path) -> str:
 # Shakespeare from the hub.
 
 
-def test_shakespeare_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> None:
+def test_shakespeare_is_downloaded_once_and_then_read_from_the_cache(tmp_path: Path) -> None:
     hub = Hub(make_shakespeare_repos(SMALL_TEXT))
     with run_offline_machine(tmp_path, hub) as client:
         code, out, err = client.run("prepare", "shakespeare")
@@ -50,7 +50,7 @@ def test_shakespeare_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) 
     assert not any("tiny_shakespeare.py" in requested for requested in hub.cdn.requests)
 
 
-def test_shakespeare_may_be_converted_on_its_main_branch_one_day(tmp_path: Path) -> None:
+def test_shakespeare_from_parquet_files_on_the_main_branch(tmp_path: Path) -> None:
     files = {
         f"data/{s}-00000-of-00001.parquet": to_parquet([t])
         for s, t in split_text(SMALL_TEXT).items()
@@ -62,7 +62,7 @@ def test_shakespeare_may_be_converted_on_its_main_branch_one_day(tmp_path: Path)
         assert client.read_splits() == (SMALL_TEXT[:900], SMALL_TEXT[900:])
 
 
-def test_a_slow_line_is_waited_for(tmp_path: Path) -> None:
+def test_slow_connection_is_waited_for(tmp_path: Path) -> None:
     with run_offline_machine(tmp_path, Hub(make_shakespeare_repos(SMALL_TEXT), "slow")) as client:
         code, _, err = client.run("prepare", "shakespeare", HF_HUB_DOWNLOAD_TIMEOUT="30")
         assert code == 0, err
@@ -70,7 +70,7 @@ def test_a_slow_line_is_waited_for(tmp_path: Path) -> None:
         assert client.read_splits() == (SMALL_TEXT[:900], SMALL_TEXT[900:])
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_download_resumes_where_it_stopped(tmp_path: Path) -> None:
     hub = Hub(make_shakespeare_repos(SMALL_TEXT), cdn="breaks")
     with run_offline_machine(tmp_path, hub) as client:
         code, _, err = client.run("prepare", "shakespeare", CHUNK="50")
@@ -80,26 +80,26 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None
     assert hub.cdn.resumed_downloads == 2
 
 
-def test_the_real_text_has_the_hash_that_is_pinned(tmp_path: Path, shakespeare_text: str) -> None:
-    """With the program as it is."""
+def test_real_shakespeare_has_the_pinned_hash(tmp_path: Path, shakespeare_text: str) -> None:
+    """Runs the unmodified program."""
     with run_offline_machine(tmp_path, Hub(make_shakespeare_repos(shakespeare_text))) as client:
         code, out, err = client.run("prepare", "shakespeare", program=("-m", "mlxgpt"))
         assert code == 0, err
         assert "1,003,854 training tokens, 111,540 validation tokens, vocabulary 65" in out
 
 
-# Where the hub does not give the text.
+# Failures of the hub.
 
 HUB_FAILURES = {
     "HTTP status 401": ("401", "/", "well"),
     "HTTP status 403": ("403", "/", "well"),
     "HTTP status 404": ("404", "/", "well"),
-    "HTTP status 429": ("429", "/", "well"),  # and asks to wait five minutes
+    "HTTP status 429": ("429", "/", "well"),  # with a request to wait five minutes
     "HTTP status 500": ("500", "/", "well"),
-    "HTTP status 503": ("503", "default/", "well"),  # after everything went well
+    "HTTP status 503": ("503", "default/", "well"),  # after the metadata was served
     "the response is not from the hub": ("login", "/", "well"),
     "no response after 2 s": ("hangs", "/", "well"),
-    "download timed out after 5 s": ("hangs", "resolve", "well"),  # after its first answer
+    "download timed out after 5 s": ("hangs", "resolve", "well"),  # after the first response
     "the connection was lost": ("well", "/", "truncates"),
     "no response after 2 s (storage)": ("well", "/", "hangs"),
     "the content has changed, sha256": ("other", "/", "well"),
@@ -108,7 +108,7 @@ HUB_FAILURES = {
 
 
 def prepare_without_hub(folder: Path, reason: str) -> tuple[int, int, str]:
-    """What comes of a preparation, and of another one later, without any network."""
+    """Prepare Shakespeare while the hub fails; then prepare it again without any network."""
     behavior, path_filter, cdn = HUB_FAILURES[reason]
     repositories = make_shakespeare_repos(SMALL_TEXT[::-1] if behavior == "other" else SMALL_TEXT)
     if behavior == "columns":
@@ -117,7 +117,7 @@ def prepare_without_hub(folder: Path, reason: str) -> tuple[int, int, str]:
         )
     hub, github = Hub(repositories, behavior, path_filter, cdn), GitHub(SMALL_TEXT)
     with run_offline_machine(folder, hub, github) as client:
-        # The hub's metadata has retries of a minute each: only the deadline ends these.
+        # huggingface_hub retries metadata requests for a minute each; only the deadline ends that.
         deadline = "5" if path_filter == "resolve" else "60"
         code, _, err = client.run("prepare", "shakespeare", DEADLINE=deadline)
         client.hub = client.github = REFUSED_ADDRESS
@@ -132,7 +132,7 @@ def prepare_without_hub(folder: Path, reason: str) -> tuple[int, int, str]:
 
 @pytest.fixture(scope="module")
 def fetches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[tuple[int, int, str]]]:
-    """All of them at once, since they mostly wait."""
+    """All preparations in parallel, since they mostly wait."""
     with ThreadPoolExecutor(4) as executor:
         return {
             reason: executor.submit(prepare_without_hub, tmp_path_factory.mktemp("machine"), reason)
@@ -141,7 +141,7 @@ def fetches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[tuple[
 
 
 @pytest.mark.parametrize("reason", HUB_FAILURES)
-def test_shakespeare_comes_from_its_origin_where_the_hub_does_not_give_it(
+def test_shakespeare_comes_from_its_mirror_if_the_hub_fails(
     fetches: dict[str, Future[tuple[int, int, str]]], reason: str
 ) -> None:
     code, repeat_code, err = fetches[reason].result()
@@ -150,7 +150,7 @@ def test_shakespeare_comes_from_its_origin_where_the_hub_does_not_give_it(
     assert "; downloading the same dataset from 127.0.0.1" in err
 
 
-def test_from_wherever_it_comes_the_data_is_the_same(tmp_path: Path) -> None:
+def test_hub_and_mirror_give_the_same_dataset(tmp_path: Path) -> None:
     with run_offline_machine(tmp_path / "a", Hub(make_shakespeare_repos(SMALL_TEXT))) as first:
         first.run("prepare", "shakespeare")
     with run_offline_machine(tmp_path / "b", Hub({}), GitHub(SMALL_TEXT)) as second:
@@ -174,7 +174,7 @@ MIRROR_FAILURES = {
 
 
 @pytest.mark.parametrize("reason", MIRROR_FAILURES)
-def test_where_neither_gives_it_both_reasons_are_told(tmp_path: Path, reason: str) -> None:
+def test_if_hub_and_mirror_fail_both_reasons_are_shown(tmp_path: Path, reason: str) -> None:
     behavior = MIRROR_FAILURES[reason]
     github = GitHub("fgh" if behavior == "other" else SMALL_TEXT, behavior)
     with run_offline_machine(
@@ -186,24 +186,24 @@ def test_where_neither_gives_it_both_reasons_are_told(tmp_path: Path, reason: st
     assert (code, out) == (2, "")
     reasons = f"the Hugging Face hub: HTTP status 500; 127.0.0.1: {reason}"
     assert f"mlxgpt: karpathy/tiny_shakespeare could not be downloaded ({reasons}" in err
-    assert "--source storybook" in err.splitlines()[-1]
+    assert "--source synthetic" in err.splitlines()[-1]
     assert not (client.folder / "data").exists()
 
 
-def test_without_either_tier_1_trains_on_the_storybook_and_says_so(tmp_path: Path) -> None:
+def test_without_either_tier_1_trains_on_synthetic_stories_and_logs_it(tmp_path: Path) -> None:
     with run_offline_machine(tmp_path, Hub(make_shakespeare_repos(SMALL_TEXT), "500")) as client:
         flags = "--n-layer 1 --n-embd 4 --max-steps 2 --sample-tokens 0 --warmup-steps 0"
         code, _, err = client.run("train", "--tier", "1", *flags.split())
         assert code == 0, err
         assert err.count("refused); using the built-in dataset") == 2
-        assert {path.name for path in (client.folder / "data").iterdir()} == {"storybook"}
-        # A user who asked for Shakespeare gets it, or an error.
+        assert {path.name for path in (client.folder / "data").iterdir()} == {"synthetic"}
+        # An explicit request for Shakespeare fails instead.
         code, out, err = client.run("train", "--tier", "1", "--source", "shakespeare")
         assert (code, out) == (2, "")
         assert "karpathy/tiny_shakespeare could not be downloaded" in err
 
 
-def test_a_text_of_github_that_breaks_off_is_asked_for_again(tmp_path: Path) -> None:
+def test_truncated_mirror_download_is_repeated(tmp_path: Path) -> None:
     github = GitHub(SMALL_TEXT, "breaks")
     with run_offline_machine(tmp_path, Hub({}), github) as client:
         code, _, err = client.run("prepare", "shakespeare")
@@ -212,7 +212,7 @@ def test_a_text_of_github_that_breaks_off_is_asked_for_again(tmp_path: Path) -> 
     assert len(github.requests) == 2
 
 
-def test_a_proxy_is_asked_where_there_is_one(tmp_path: Path) -> None:
+def test_proxy_is_used(tmp_path: Path) -> None:
     github = GitHub(SMALL_TEXT)
     with run_offline_machine(tmp_path, Hub({}), github) as client:
         client.github = f"http://raw.example{GitHub.path}"
@@ -224,7 +224,7 @@ def test_a_proxy_is_asked_where_there_is_one(tmp_path: Path) -> None:
     assert github.requests == [f"GET http://raw.example{GitHub.path}"]
 
 
-def test_a_network_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+def test_missing_network_fails_without_waiting(tmp_path: Path) -> None:
     client = OfflineMachine(tmp_path, REFUSED_ADDRESS)
     code, _, err = client.run("prepare", "shakespeare")
     assert code == 2

@@ -1,4 +1,4 @@
-"""Stories, pages and anybody's datasets from the hub, from an empty cache to token arrays."""
+"""TinyStories, web pages and other datasets from the hub, from an empty cache to token arrays."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.helpers.offline_machine import REFUSED_ADDRESS, SMALL_TEXT, run_offli
 from tests.helpers.texts import decode_splits
 
 STORIES = [f"Once upon a time, there were {n} cats.\n" for n in range(300)]
-# Two of them are known to the training side, one of these with other newlines.
+# Two of them are also training stories, one of these with different newlines.
 VAL_STORIES = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
 
 
 def make_tinystories_repos() -> dict[str, Repository]:
-    """The hub with TinyStories as it lies there."""
+    """Make the hub's TinyStories repository."""
     files = {
         "README.md": b"---\nlicense: cdla-sharing-1.0\ntask_categories:\n- text-generation\n---\n",
         "Evaluation prompts.yaml": b"- Once upon a time",
@@ -43,7 +43,7 @@ def make_tinystories_repos() -> dict[str, Repository]:
 # Stories.
 
 
-def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Path) -> None:
+def test_tinystories_gets_a_bpe_and_disjoint_splits(tmp_path: Path) -> None:
     command = ("prepare", "tinystories", "--vocab-size", "300")
     with run_offline_machine(tmp_path, Hub(make_tinystories_repos())) as client:
         code, out, err = client.run(*command)
@@ -54,7 +54,7 @@ def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Pa
         assert val == VAL_STORIES
         assert train == [story.strip() for story in STORIES if story.strip() not in val]
         assert len(train) == 298
-        # What is prepared needs no hub; and it is not taken for another tokenizer's.
+        # A prepared dataset needs no hub, and is not used for another tokenizer.
         client.hub = REFUSED_ADDRESS
         assert client.run(*command)[:2] == (0, out)
         code, _, err = client.run(*command[:2], "--name", "tinystories-bpe300")
@@ -62,8 +62,8 @@ def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Pa
         assert "or with a different tokenizer" in err
 
 
-def test_both_sides_are_of_the_same_commit(tmp_path: Path) -> None:
-    """The hub's dataset changes while it is fetched."""
+def test_both_splits_come_from_the_same_commit(tmp_path: Path) -> None:
+    """The dataset on the hub changes during the download."""
     hub = Hub(make_tinystories_repos(), "moves")
     with run_offline_machine(tmp_path, hub) as client:
         code, _, err = client.run("prepare", "tinystories", "--vocab-size", "300")
@@ -74,7 +74,7 @@ def test_both_sides_are_of_the_same_commit(tmp_path: Path) -> None:
     assert len(hub.repositories["roneneldan/TinyStories"].commits) > 1
 
 
-def test_where_xet_fails_the_way_without_it_is_named(tmp_path: Path) -> None:
+def test_xet_failure_suggests_disabling_xet(tmp_path: Path) -> None:
     hub, command = (
         Hub(make_tinystories_repos(), "xet"),
         ("prepare", "tinystories", "--vocab-size", "300"),
@@ -92,7 +92,7 @@ def test_where_xet_fails_the_way_without_it_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_where_xet_fails_shakespeare_comes_from_its_origin(tmp_path: Path) -> None:
+def test_shakespeare_comes_from_its_mirror_if_xet_fails(tmp_path: Path) -> None:
     hub, github = Hub(make_shakespeare_repos(SMALL_TEXT), "xet"), GitHub(SMALL_TEXT)
     with run_offline_machine(tmp_path, hub, github) as client:
         code, _, err = client.run("prepare", "shakespeare", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
@@ -102,8 +102,8 @@ def test_where_xet_fails_shakespeare_comes_from_its_origin(tmp_path: Path) -> No
     assert len(github.requests) == 1
 
 
-def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: Path) -> None:
-    """As the card of tinystories-gpt4-clean says: 10,000 rows to test, 10,000 to validate."""
+def test_single_split_is_divided_by_rows(tmp_path: Path) -> None:
+    """The card of tinystories-gpt4-clean assigns 10,000 rows to test, 10,000 to validation."""
     stories = [f"Story {n}." for n in range(20_250)]
     files = {"README.md": b"# Clean\n", "tinystories_gpt4_clean.parquet": to_parquet(stories)}
     hub = Hub({"karpathy/tinystories-gpt4-clean": Repository({"main": files})})
@@ -115,7 +115,7 @@ def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: 
     assert val == stories[10_000:20_000]
 
 
-def test_openwebtext_keeps_some_of_its_pages_to_judge_by(tmp_path: Path) -> None:
+def test_openwebtext_pages_are_split_into_train_and_val(tmp_path: Path) -> None:
     pages = [f"Page {n} of the web." for n in range(400)]
     files = {
         f"data/train-{n:05}-of-00004.parquet": to_parquet(pages[100 * n : 100 * n + 100])
@@ -130,7 +130,7 @@ def test_openwebtext_keeps_some_of_its_pages_to_judge_by(tmp_path: Path) -> None
     assert 0 < len(val) < 40
 
 
-def test_who_may_not_ask_at_once_is_told_when_to_come_again(tmp_path: Path) -> None:
+def test_rate_limit_error_suggests_waiting_or_logging_in(tmp_path: Path) -> None:
     with run_offline_machine(tmp_path, Hub(make_tinystories_repos(), "429")) as client:
         code, out, err = client.run("prepare", "tinystories")
     assert (code, out) == (2, "")
@@ -138,7 +138,7 @@ def test_who_may_not_ask_at_once_is_told_when_to_come_again(tmp_path: Path) -> N
     assert "wait a few minutes, or log in with hf auth login" in err.splitlines()[-1]
 
 
-def test_a_rate_limit_on_the_way_is_waited_for_where_there_is_no_other_place(
+def test_rate_limit_during_a_download_without_mirror_is_waited_for(
     tmp_path: Path,
 ) -> None:
     with run_offline_machine(
@@ -164,8 +164,8 @@ def make_fables_repo(column: str = "text", *splits: str) -> Repository:
     return Repository({"main": {"README.md": b"# Fables\n", **files}})
 
 
-def test_any_dataset_of_the_hub_can_be_trained_on(tmp_path: Path) -> None:
-    (tmp_path / "aesop" / "fables").mkdir(parents=True)  # a folder here is not meant
+def test_any_hub_dataset_can_be_prepared(tmp_path: Path) -> None:
+    (tmp_path / "aesop" / "fables").mkdir(parents=True)  # a local folder of that name is ignored
     with run_offline_machine(tmp_path, Hub({"aesop/fables": make_fables_repo("fable")})) as client:
         command = ("prepare", "hf:aesop/fables:fable", "--vocab-size", "280")
         code, out, err = client.run(*command)
@@ -178,7 +178,7 @@ def test_any_dataset_of_the_hub_can_be_trained_on(tmp_path: Path) -> None:
         assert client.run(*command)[:2] == (0, out)
 
 
-def test_a_dataset_without_a_split_to_judge_by_shares_out_what_it_has(tmp_path: Path) -> None:
+def test_hub_dataset_without_a_validation_split_is_split(tmp_path: Path) -> None:
     with run_offline_machine(
         tmp_path, Hub({"aesop/fables": make_fables_repo("text", "all")})
     ) as client:
@@ -188,7 +188,7 @@ def test_a_dataset_without_a_split_to_judge_by_shares_out_what_it_has(tmp_path: 
     assert sorted(train + val) == sorted(FABLES[::2])
 
 
-def test_a_dataset_whose_script_was_converted_can_be_trained_on(tmp_path: Path) -> None:
+def test_hub_dataset_with_a_converted_script_can_be_prepared(tmp_path: Path) -> None:
     converted = {f"default/{s}/0000.parquet": to_parquet(FABLES) for s in ("train",)}
     repository = Repository({"main": {"fables.py": b"import os"}, PARQUET_BRANCH: converted})
     with run_offline_machine(tmp_path, Hub({"aesop/fables": repository})) as client:
@@ -211,11 +211,11 @@ REFUSED_SOURCES = {
 
 
 def make_card(*lines: str) -> Files:
-    """A dataset's card, with these lines at its head."""
+    """Make a dataset card with these lines in its YAML header."""
     return {"README.md": "\n".join(["---", "configs:", *lines, "---", ""]).encode()}
 
 
-def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
+def test_unusable_hub_datasets_are_refused(tmp_path: Path) -> None:
     numbers = Repository({"main": {"train.parquet": to_parquet(range(3), "number")}})
     parts = make_fables_repo("text", "one", "two")
     (files,) = parts.commits.values()
@@ -247,7 +247,7 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_the_table_of_texts_is_what_the_stand_ins_are() -> None:
+def test_fake_repositories_match_the_known_hub_datasets() -> None:
     assert HUB_DATASETS["shakespeare"].repo_id in make_shakespeare_repos(SMALL_TEXT)
     assert HUB_DATASETS["tinystories"].repo_id in make_tinystories_repos()
     assert {text.repo_id for text in HUB_DATASETS.values()} == {

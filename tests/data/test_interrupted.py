@@ -26,7 +26,7 @@ from tests.helpers.preparation import PrepareRecorder, prepare_and_read, read_fo
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 @pytest.mark.parametrize("enough", [0, 1, 2, 3, 7, 40])
-def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
+def test_resumed_preparation_is_byte_identical(
     tmp_path: Path, documents_file: Path, kind: str, enough: int
 ) -> None:
     uninterrupted, data = PrepareRecorder(), tmp_path / "data"
@@ -47,7 +47,7 @@ def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert [path.name for path in data.iterdir()] == ["x"]
 
 
-def test_who_is_interrupted_again_and_again_gets_there(
+def test_preparation_finishes_despite_repeated_interruptions(
     tmp_path: Path, documents_file: Path
 ) -> None:
     expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", PrepareRecorder())
@@ -64,7 +64,7 @@ def test_who_is_interrupted_again_and_again_gets_there(
 
 
 @pytest.mark.parametrize("where", ["reading", "hashing", "renaming"])
-def test_an_interruption_before_or_after_the_arrays_loses_nothing(
+def test_interruption_before_or_after_encoding(
     tmp_path: Path, documents_file: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: object) -> None:
@@ -118,7 +118,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_left_of_something_else_is_not_continued(
+def test_leftovers_that_do_not_match_are_not_resumed(
     tmp_path: Path, documents_file: Path, damage: str
 ) -> None:
     uninterrupted, restarted = PrepareRecorder(), PrepareRecorder()
@@ -134,7 +134,7 @@ def test_what_is_left_of_something_else_is_not_continued(
     assert len(reasons) == (damage != "no plan")
 
 
-def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, documents_file: Path) -> None:
+def test_data_after_the_last_save_is_truncated(tmp_path: Path, documents_file: Path) -> None:
     expected = prepare_and_read(documents_file, tmp_path / "whole", "char", PrepareRecorder())
     with pytest.raises(KeyboardInterrupt):
         prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder(7))
@@ -146,7 +146,7 @@ def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, documents_file
     assert any(line.startswith("resuming") for line in resumed.lines)
 
 
-def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, documents_file: Path) -> None:
+def test_changed_source_starts_over(tmp_path: Path, documents_file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder(7))
     documents_file.write_text(documents_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
@@ -168,7 +168,7 @@ prepare.find_or_prepare(request, Path(sys.argv[2]))
 """
 
 
-def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, documents_file: Path) -> None:
+def test_killed_preparation_resumes_byte_identically(tmp_path: Path, documents_file: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -195,7 +195,7 @@ ERRORS = [OSError(28, "No space left on device", "train.bin"), MemoryError(), Ze
 
 
 class FailingRecorder(PrepareRecorder):
-    """Raises an error after some chunks."""
+    """Raises an error after `after_chunks` chunks."""
 
     def __init__(self, error: Exception, after_chunks: int) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class FailingRecorder(PrepareRecorder):
 
 @pytest.mark.parametrize("when", [1, 20])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_keeps_what_a_kill_keeps(
+def test_preparation_resumes_after_an_error(
     tmp_path: Path, documents_file: Path, when: int, error: Exception
 ) -> None:
     uninterrupted, failing, resumed = (
@@ -227,7 +227,7 @@ def test_an_error_keeps_what_a_kill_keeps(
 
 
 @pytest.mark.parametrize("when", [0, 1, 20])
-def test_a_mistake_in_the_text_leaves_nothing_behind(
+def test_error_in_the_data_leaves_nothing_behind(
     tmp_path: Path, documents_file: Path, when: int
 ) -> None:
     failing = FailingRecorder(UserError("line 9 is not a JSON object", "correct it."), when)
@@ -238,7 +238,7 @@ def test_a_mistake_in_the_text_leaves_nothing_behind(
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 @pytest.mark.parametrize("reading", [1, 2])
-def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
+def test_source_that_fails_while_it_is_read_leaves_nothing_behind(
     tmp_path: Path, kind: str, reading: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Documents:

@@ -1,4 +1,4 @@
-"""The reader of nanoGPT's meta.pkl, against Python's own pickle, which writes but never reads."""
+"""The reader of nanoGPT's meta.pkl, tested against Python's pickle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make_vocabulary(characters: str) -> dict[str, Any]:
-    """As data/shakespeare_char/prepare.py makes it."""
+    """Make the vocabulary dict of nanoGPT's data/shakespeare_char/prepare.py."""
     return {
         "vocab_size": len(characters),
         "itos": dict(enumerate(characters)),
@@ -39,7 +39,7 @@ def read_vocabulary(folder: Path, content: bytes) -> str:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @SHARED
 @given(st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300))
-def test_what_pickle_writes_is_read(tmp_path: Path, protocol: int, characters: set[str]) -> None:
+def test_vocabulary_round_trip(tmp_path: Path, protocol: int, characters: set[str]) -> None:
     text = "".join(sorted(characters))
     content = pickle.dumps(make_vocabulary(text), protocol)
     assert read_vocabulary(tmp_path, content) == text
@@ -47,15 +47,15 @@ def test_what_pickle_writes_is_read(tmp_path: Path, protocol: int, characters: s
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_pythons_own_pickler_writes_is_read(tmp_path: Path, protocol: int) -> None:
-    """The one in Python, slower than that in C, writes other opcodes."""
+def test_vocabulary_from_the_pure_python_pickler(tmp_path: Path, protocol: int) -> None:
+    """The pure-Python pickler writes other opcodes than the C one."""
     pickler: Any = pickle
     content = pickler._dumps(make_vocabulary("\n !aé🙂"), protocol)
     assert read_vocabulary(tmp_path, content) == "\n !aé🙂"
 
 
 @pytest.mark.parametrize("protocol", [0, 4])
-def test_the_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protocol: int) -> None:
+def test_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protocol: int) -> None:
     text = "".join(chr(code) for code in range(0x10000, 0x10000 + meta_pickle.MAX_IDS))
     content = pickle.dumps(make_vocabulary(text), protocol)
     tracemalloc.start()
@@ -65,21 +65,21 @@ def test_the_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protoc
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_other_things_in_it_do_no_harm(tmp_path: Path, protocol: int) -> None:
+def test_extra_keys_are_ignored(tmp_path: Path, protocol: int) -> None:
     extra = {"chars": ["a", "b"], "sizes": {"train": 1 << 70, "val": -3}, 7: []}
     content = pickle.dumps({**extra, **make_vocabulary("ab")}, protocol)
     assert read_vocabulary(tmp_path, content) == "ab"
 
 
 class Trap:
-    """Its pickle leaves a file behind when it is loaded."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("sprung",)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
+def test_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
     content = pickle.dumps({**make_vocabulary("ab"), "more": Trap()}, protocol)
     with pytest.raises(UserError, match=r"more than numbers and strings \(.+\), and could run"):
         read_vocabulary(home, content)
@@ -100,8 +100,8 @@ ARGUMENTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
-def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
-    """Before the first value of a pickle that is good otherwise."""
+def test_opcodes_that_are_not_allowed_are_refused(tmp_path: Path, opcode: Any) -> None:
+    """The opcode is inserted at the start of an otherwise valid pickle."""
     assert not DANGEROUS & meta_pickle.ALLOWED_OPCODES
     valid = pickle.dumps(make_vocabulary("ab"), 4)
     argument = ARGUMENTS.get(opcode.name, b"\0" * 8 if opcode.arg else b"")
@@ -113,7 +113,7 @@ def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
+def test_unpickler_finds_no_function_even_if_all_opcodes_are_allowed(
     home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -167,7 +167,7 @@ VALID_VOCABULARY = make_vocabulary("abc")
     ],
 )
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_does_not_agree_is_refused(
+def test_inconsistent_vocabulary_is_refused(
     tmp_path: Path, protocol: int, tree: Any, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
@@ -180,17 +180,17 @@ def test_what_does_not_agree_is_refused(
         (b"", "exhausted"),
         (b".", "damaged"),
         (b"\x80\x06}.", "damaged .*protocol: 6"),
-        (b"h\x00.", "damaged"),  # gets what was never put
+        (b"h\x00.", "damaged"),  # GET without PUT
         (b"a.", "damaged"),
         (b"u.", "damaged"),
         (b"(u.", "damaged"),
-        (b"](K\x01a.", "damaged"),  # takes from below the mark
-        (b"K\x01K\x02a.", "damaged"),  # puts something into a number
+        (b"](K\x01a.", "damaged"),  # pops below the mark
+        (b"K\x01K\x02a.", "damaged"),  # appends to a number
         (b"}(K\x01u.", "damaged"),  # a key without a value
         (b"}]K\x01s.", "damaged .*unhashable"),  # a list as a key
-        (b"}K\x01K\x02sK\x01K\x02s.", "lacks vocab_size"),  # a key that comes twice
-        (b"]q\x00h\x00a.", "not a dictionary"),  # a list that holds itself
-        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "not a dictionary"),  # two that hold each other
+        (b"}K\x01K\x02sK\x01K\x02s.", "lacks vocab_size"),  # a duplicate key
+        (b"]q\x00h\x00a.", "not a dictionary"),  # a list that contains itself
+        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "not a dictionary"),  # lists in each other
         (b"}U\x01a.", "could run code"),
         (b"}r\xff\xff\xff\x7f.", "damaged\n"),  # a memo of 16 GB
         (b"}p2000000000\n.", "damaged\n"),
@@ -205,7 +205,9 @@ def test_what_does_not_agree_is_refused(
         (b"]" * (1 << 23), "larger than"),
     ],
 )
-def test_damage_is_refused_in_bounded_memory(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_damaged_pickle_is_refused_in_bounded_memory(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
     (tmp_path / "meta.pkl").write_bytes(content)
     tracemalloc.start()
     with pytest.raises(UserError, match=problem) as excinfo:
@@ -216,7 +218,7 @@ def test_damage_is_refused_in_bounded_memory(tmp_path: Path, content: bytes, pro
     assert len(excinfo.value.problem) < 400 + len(str(tmp_path))
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder", "missing"):

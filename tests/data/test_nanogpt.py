@@ -1,4 +1,4 @@
-"""Arrays as nanoGPT's prepare.py writes them, written here with tiktoken alone."""
+"""Arrays as nanoGPT's prepare.py writes them, created with tiktoken only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(gpt2: BPETokenizer, tmp_path: Path) -> Path:
     return folder
 
 
-def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> None:
+def test_nanogpt_arrays_are_opened_unchanged(folder: Path, gpt2: BPETokenizer) -> None:
     before = read_folder_files(folder)
     dataset = open_dataset(folder)
     assert decode_splits(dataset) == (TEXTS["train"], TEXTS["val"])
@@ -54,13 +54,13 @@ def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> 
     assert read_folder_files(folder) == before
 
 
-def test_it_is_found_by_its_name_and_by_its_folder(folder: Path) -> None:
+def test_nanogpt_dataset_is_found_by_name_and_by_folder(folder: Path) -> None:
     expected = open_dataset(folder).meta
     for name in ("web", str(folder)):
         assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder.parent).meta == expected
 
 
-def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
+def test_counts_do_not_depend_on_the_read_block_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = open_dataset(folder).meta
@@ -68,13 +68,13 @@ def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
     assert open_dataset(folder, verify=True).meta == expected
 
 
-def test_other_arrays_are_other_data(folder: Path) -> None:
+def test_fingerprint_depends_on_the_arrays(folder: Path) -> None:
     before = open_dataset(folder).meta.fingerprint
     np.array([1, 2, 3], dtype=np.uint16).tofile(folder / "val.bin")
     assert open_dataset(folder).meta.fingerprint != before
 
 
-def test_an_id_that_gpt2_has_not_is_refused(folder: Path) -> None:
+def test_id_outside_the_gpt2_vocabulary_is_refused(folder: Path) -> None:
     np.array([1, 50256], dtype=np.uint16).tofile(folder / "train.bin")
     open_dataset(folder)
     np.array([1, 50257, 2], dtype=np.uint16).tofile(folder / "val.bin")
@@ -86,7 +86,7 @@ LINES = "To be, or not to be:\nthat is the question.\nGrüße, 日本 🙂\n"
 
 
 def write_characters(folder: Path, text: str, alphabet: str | None = None) -> None:
-    """What nanoGPT's data/shakespeare_char/prepare.py leaves of a text."""
+    """Write the files that nanoGPT's data/shakespeare_char/prepare.py makes from a text."""
     alphabet = alphabet or "".join(sorted(set(text)))
     stoi = {character: id for id, character in enumerate(alphabet)}
     cut = int(len(text) * 0.9)
@@ -104,7 +104,7 @@ def characters(tmp_path: Path) -> Path:
     return folder
 
 
-def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
+def test_nanogpt_char_arrays_are_opened_unchanged(characters: Path) -> None:
     before = read_folder_files(characters)
     dataset = open_dataset(characters)
     cut = int(len(LINES) * 0.9)
@@ -122,10 +122,8 @@ def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
     assert read_folder_files(characters) == before
 
 
-def test_characters_of_shakespeare_are_those_of_our_own_preparation(
-    shakespeare: Path, tmp_path: Path
-) -> None:
-    """The same split, the same ids: the same data."""
+def test_nanogpt_shakespeare_char_equals_mlxgpts_dataset(shakespeare: Path, tmp_path: Path) -> None:
+    """Same split and same ids, so the same dataset."""
     nanogpt_folder = tmp_path / "shakespeare_char"
     nanogpt_folder.mkdir()
     write_characters(nanogpt_folder, shakespeare.read_text(encoding="utf-8"))
@@ -137,7 +135,7 @@ def test_characters_of_shakespeare_are_those_of_our_own_preparation(
 
 
 @pytest.mark.usefixtures("no_check")
-def test_arrays_of_characters_are_trained_on(
+def test_training_on_nanogpt_char_arrays(
     home: Path, characters: Path, train: Any, text: str
 ) -> None:
     write_characters(characters, text)
@@ -148,7 +146,7 @@ def test_arrays_of_characters_are_trained_on(
     assert api.evaluate(run="chars").tokens == len(text) - int(len(text) * 0.9) - 1
 
 
-def test_an_id_that_the_vocabulary_has_not_is_refused(characters: Path) -> None:
+def test_id_outside_the_char_vocabulary_is_refused(characters: Path) -> None:
     size = len(set(LINES))
     np.array([1, size - 1], dtype=np.uint16).tofile(characters / "val.bin")
     open_dataset(characters)
@@ -168,7 +166,7 @@ def test_characters_in_another_order_keep_their_ids(characters: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "pipe", "link to nothing"])
-def test_another_meta_pkl_is_refused(folder: Path, kind: str) -> None:
+def test_invalid_meta_pkl_is_refused(folder: Path, kind: str) -> None:
     path = folder / "meta.pkl"
     if kind == "pickle":
         path.write_bytes(pickle.dumps({"vocab_size": 65}))
@@ -182,20 +180,18 @@ def test_another_meta_pkl_is_refused(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"odd"])
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
-def test_an_array_that_is_not_whole_is_refused(
-    folder: Path, name: str, content: bytes | None
-) -> None:
+def test_incomplete_array_is_refused(folder: Path, name: str, content: bytes | None) -> None:
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
         problem = rf"{name} is truncated or empty"
-    else:  # without train.bin, nothing says that it is nanoGPT's
+    else:  # without train.bin the folder is not recognized as nanoGPT's
         problem = "has no val.bin" if name == "val.bin" else "contains no prepared data"
     with pytest.raises(UserError, match=problem):
         open_dataset(folder)
 
 
-def test_our_own_arrays_without_their_meta_json_are_not_taken_for_them(
+def test_mlxgpt_arrays_without_meta_json_are_not_taken_for_nanogpts(
     folder: Path, gpt2: BPETokenizer
 ) -> None:
     (folder / "tokenizer.json").write_text(gpt2.to_json(), encoding="utf-8")

@@ -17,34 +17,32 @@ LINES = st.lists(st.sampled_from(["a", "\r", "\n", "\r\n", "\ufeff", "\u2028", "
 
 
 @given(st.one_of(texts, LINES.map("".join)))
-def test_text_is_normalized_as_python_reads_a_text_file(text: str) -> None:
+def test_text_is_normalized_like_python_text_files(text: str) -> None:
     assert normalize_text(text) == read_like_python(text)
 
 
 @given(texts)
-def test_a_bpe_prompt_has_the_ids_of_its_normalized_text(
-    small_bpe: BPETokenizer, text: str
-) -> None:
+def test_bpe_prompt_is_normalized_before_encoding(small_bpe: BPETokenizer, text: str) -> None:
     assert (
         encode_prompt(text, small_bpe).tolist() == small_bpe.encode(read_like_python(text)).tolist()
     )
 
 
 @pytest.mark.parametrize(("known", "prompt"), [(NFD, NFC), (NFC, NFD), (NFC, NFC), (NFD, NFD)])
-def test_a_prompt_takes_the_unicode_form_that_the_tokenizer_knows(known: str, prompt: str) -> None:
+def test_prompt_is_converted_to_the_unicode_form_of_the_tokenizer(known: str, prompt: str) -> None:
     tokenizer = CharTokenizer(known, end_of_text=False)
     assert tokenizer.decode(encode_prompt(prompt, tokenizer)) == known
 
 
-def test_a_prompt_that_is_known_as_it_is_stays() -> None:
-    """Also where both forms are known."""
+def test_prompt_of_known_characters_is_unchanged() -> None:
+    """Also if the tokenizer knows both forms."""
     tokenizer = CharTokenizer(NFC + NFD, end_of_text=False)
     for prompt in (NFC, NFD, NFC + NFD):
         assert normalize_prompt(prompt, tokenizer) == prompt
 
 
 @pytest.mark.parametrize("prompt", ["ö", "o\u0308"])
-def test_unknown_characters_are_named_as_one_reads_them(prompt: str) -> None:
+def test_unknown_characters_are_shown_in_composed_form(prompt: str) -> None:
     with pytest.raises(UserError, match="does not know these characters: 'ö'"):
         encode_prompt(prompt, CharTokenizer(NFD, end_of_text=False))
 
@@ -53,7 +51,9 @@ def test_unknown_characters_are_named_as_one_reads_them(prompt: str) -> None:
     ("prompt", "place"),
     [("caf\udce9", "character 3 is the byte 0xe9"), ("\ud800", "character 0 is U\\+D800")],
 )
-def test_what_is_not_unicode_is_refused(small_bpe: BPETokenizer, prompt: str, place: str) -> None:
+def test_prompt_with_invalid_unicode_is_refused(
+    small_bpe: BPETokenizer, prompt: str, place: str
+) -> None:
     for tokenizer in (small_bpe, CharTokenizer("caf", end_of_text=False)):
         with pytest.raises(UserError, match=place):
             encode_prompt(prompt, tokenizer)

@@ -20,7 +20,7 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.preparation import DATASET_FILES, PrepareRecorder, prepare_and_read
 
 
-def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
+def test_arrays_have_nanogpts_format(tmp_path: Path, text_file: Path) -> None:
     dataset = find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), tmp_path / "data")
     raw = np.memmap(dataset.folder / "train.bin", dtype=np.uint16, mode="r")
     text = text_file.read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["words"]
 
 
-def test_a_vocabulary_beyond_two_bytes_has_arrays_of_four(tmp_path: Path) -> None:
+def test_large_vocabulary_uses_four_bytes_per_token(tmp_path: Path) -> None:
     text = "".join(chr(n) for n in range(14, 0x12000) if not 0xD800 <= n < 0xE000)
     path = tmp_path / "all.txt"
     path.write_text(text, newline="")
@@ -40,18 +40,20 @@ def test_a_vocabulary_beyond_two_bytes_has_arrays_of_four(tmp_path: Path) -> Non
     assert dataset.meta.train.tokens * 4 == (dataset.folder / "train.bin").stat().st_size
 
 
-def test_what_is_prepared_is_not_prepared_again(
+def test_prepared_dataset_is_not_prepared_again(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     first = find_or_prepare(PrepareRequest(data), folder)
     monkeypatch.setattr(prepare, "PrepareJob", None)
     assert find_or_prepare(PrepareRequest(data), folder).meta == first.meta
-    for name in ("words", str(folder / "words")):  # by its name, and by its folder
+    for name in ("words", str(folder / "words")):  # by name and by folder
         assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder).meta == first.meta
 
 
-def test_names_tell_the_tokenizer(tmp_path: Path, text_file: Path, gpt2: BPETokenizer) -> None:
+def test_folder_name_includes_the_tokenizer(
+    tmp_path: Path, text_file: Path, gpt2: BPETokenizer
+) -> None:
     source, vocab_sizes = (str(text_file),), {}
     for kind, vocab_size in (("char", 0), ("bpe", 280), ("bpe", 281), ("gpt2", 0)):
         data = DataConfig(source, tokenizer=kind)
@@ -63,7 +65,7 @@ def test_names_tell_the_tokenizer(tmp_path: Path, text_file: Path, gpt2: BPEToke
     assert vocab_sizes == {"words": vocab_sizes["words"], **sizes}
 
 
-def test_without_a_size_a_bpe_has_the_usual_one(
+def test_default_vocabulary_size_of_a_bpe(
     tmp_path: Path, text_file: Path, notes: list[str]
 ) -> None:
     data = DataConfig((str(text_file),), tokenizer="bpe")
@@ -73,7 +75,7 @@ def test_without_a_size_a_bpe_has_the_usual_one(
     assert expected in notes
 
 
-def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
+def test_strict_refuses_data_that_yields_a_smaller_vocabulary(
     tmp_path: Path, text_file: Path, notes: list[str]
 ) -> None:
     data, folder = DataConfig((str(text_file),), tokenizer="bpe"), tmp_path / "data"
@@ -89,7 +91,7 @@ def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
 
 
 @pytest.mark.parametrize("vocab_size", [1, 256])
-def test_a_vocabulary_that_is_too_small_is_refused_at_once(
+def test_vocabulary_size_that_is_too_small_is_refused_immediately(
     tmp_path: Path, text_file: Path, vocab_size: int
 ) -> None:
     data = DataConfig((str(text_file),), tokenizer="bpe")
@@ -98,7 +100,7 @@ def test_a_vocabulary_that_is_too_small_is_refused_at_once(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_vocabulary_of_bytes_alone_is_large_enough(tmp_path: Path, text_file: Path) -> None:
+def test_vocabulary_of_bytes_only_is_accepted(tmp_path: Path, text_file: Path) -> None:
     data = DataConfig((str(text_file),), tokenizer="bpe")
     dataset = find_or_prepare(PrepareRequest(data, vocab_size=257), tmp_path / "data")
     text = text_file.read_bytes()
@@ -106,12 +108,12 @@ def test_a_vocabulary_of_bytes_alone_is_large_enough(tmp_path: Path, text_file: 
     assert dataset.meta.train.tokens + dataset.meta.val.tokens == len(text) + 2
 
 
-@pytest.mark.parametrize("corpus", ["words.txt", "storybook"])
+@pytest.mark.parametrize("corpus", ["words.txt", "synthetic"])
 @pytest.mark.parametrize("first", ["char", "bpe"])
-def test_another_tokenizer_does_not_take_a_name_that_is_taken(
+def test_name_is_refused_if_taken_by_a_dataset_with_another_tokenizer(
     home: Path, text_file: Path, corpus: str, first: str
 ) -> None:
-    megabytes = 0.05 if corpus == "storybook" else None
+    megabytes = 0.05 if corpus == "synthetic" else None
     folder = home / "data"
 
     def prepare_tokenizer(kind: str, vocab_size: int = 280) -> str:
@@ -135,7 +137,9 @@ def test_another_tokenizer_does_not_take_a_name_that_is_taken(
             prepare_tokenizer("bpe", 281)
 
 
-def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_file: Path) -> None:
+def test_name_is_refused_if_taken_by_a_dataset_of_another_source(
+    tmp_path: Path, text_file: Path
+) -> None:
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     before = find_or_prepare(PrepareRequest(data), folder)
     text_file.write_text("Something else altogether.")
@@ -147,7 +151,7 @@ def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_fi
     assert other.folder == folder / "other"
 
 
-def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
+def test_prepared_hub_dataset_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = sources.corpus_origin(["shakespeare"])
@@ -158,16 +162,16 @@ def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     assert first.tokenizer.decode(first.train.ids) == "to be"
     monkeypatch.setattr(sources, "open_source", None)
     assert find_or_prepare(PrepareRequest(DataConfig()), tmp_path).name == "shakespeare"
-    with pytest.raises(UserError, match="supported for storybook only"):
+    with pytest.raises(UserError, match="supported for synthetic only"):
         find_or_prepare(PrepareRequest(DataConfig(), megabytes=3), tmp_path)
     with pytest.raises(UserError, match="has its own validation split"):
         find_or_prepare(PrepareRequest(DataConfig(val_source=("x.txt",))), tmp_path)
 
 
-def test_a_storybook_that_is_here_is_not_written_anew(
+def test_prepared_synthetic_stories_are_not_generated_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DataConfig(("storybook",))
+    data = DataConfig(("synthetic",))
     first = find_or_prepare(PrepareRequest(data, megabytes=0.05), tmp_path)
     monkeypatch.setattr(sources, "open_source", None)
     for megabytes in (None, 0.05):
@@ -178,14 +182,23 @@ def test_a_storybook_that_is_here_is_not_written_anew(
         find_or_prepare(PrepareRequest(data, megabytes=0.06), tmp_path)
 
 
-def test_what_was_prepared_under_a_former_name_is_found(home: Path, text: str) -> None:
-    """Names once had ASCII letters alone."""
+def test_a_data_folder_named_storybook_with_other_text_is_not_used(home: Path, text: str) -> None:
+    """Data folders of `synthetic` were once named `storybook`."""
+    (home / "storybook.txt").write_text(text, encoding="utf-8")
+    other = find_or_prepare(PrepareRequest(DataConfig(("storybook.txt",))), home / "data")
+    request = PrepareRequest(DataConfig(("synthetic",)), megabytes=0.05)
+    assert other.name == "storybook"
+    assert find_or_prepare(request, home / "data").name == "synthetic"
+
+
+def test_dataset_with_a_former_folder_name_is_found(home: Path, text: str) -> None:
+    """Folder names formerly contained only ASCII letters."""
     for name in ("日本語", "русский", "café"):
         (home / f"{name}.txt").write_text(text, encoding="utf-8")
     former = find_or_prepare(
         PrepareRequest(DataConfig(("日本語.txt",)), name="text"), home / "data"
     )
-    (home / "data" / "caf").mkdir()  # of something else
+    (home / "data" / "caf").mkdir()  # unrelated data
     folders = [
         find_or_prepare(PrepareRequest(DataConfig((f"{name}.txt",))), home / "data").folder
         for name in ("日本語", "русский", "café")
@@ -193,8 +206,8 @@ def test_what_was_prepared_under_a_former_name_is_found(home: Path, text: str) -
     assert folders == [former.folder, home / "data" / "русский", home / "data" / "café"]
 
 
-def test_a_name_in_the_other_unicode_form_is_the_same_text(home: Path, text: str) -> None:
-    """As some file systems give it."""
+def test_name_in_nfc_and_nfd_is_the_same_dataset(home: Path, text: str) -> None:
+    """Some file systems return names in NFD."""
     folders = []
     for name in ("café.txt", "cafe\u0301.txt"):
         (home / name).write_text(text, encoding="utf-8")
@@ -202,7 +215,7 @@ def test_a_name_in_the_other_unicode_form_is_the_same_text(home: Path, text: str
     assert folders == [home / "data" / "café"] * 2
 
 
-def test_long_names_leave_room_for_what_is_added(home: Path, text: str) -> None:
+def test_long_names_leave_room_for_suffixes(home: Path, text: str) -> None:
     source = "語" * 80 + ".txt"
     (home / source).write_text(text, encoding="utf-8")
     folder = find_or_prepare(
@@ -211,7 +224,7 @@ def test_long_names_leave_room_for_what_is_added(home: Path, text: str) -> None:
     assert len(folder.name.encode()) < 200
 
 
-def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -> None:
+def test_validation_source_makes_another_dataset(tmp_path: Path, text_file: Path) -> None:
     val = tmp_path / "val.txt"
     val.write_text("to be or not, plain", encoding="utf-8")
     folder = tmp_path / "data"
@@ -220,7 +233,7 @@ def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -
         find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), folder)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Path) -> None:
+def test_unrelated_folder_is_not_touched(tmp_path: Path, text_file: Path) -> None:
     (tmp_path / "data" / "words").mkdir(parents=True)
     (tmp_path / "data" / "words" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="contains no prepared data"):
@@ -228,7 +241,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Pat
     assert (tmp_path / "data" / "words" / "mine.txt").read_text() == "precious"
 
 
-def test_how_it_goes_is_told(tmp_path: Path, documents_file: Path) -> None:
+def test_progress_is_reported(tmp_path: Path, documents_file: Path) -> None:
     events: list[tuple[str, int, int]] = []
 
     class ProgressRecorder(PrepareRecorder):
@@ -262,7 +275,7 @@ print(prepared("small.txt"), prepared("large.txt"))
 
 
 @pytest.mark.parametrize("separator", ["", END_OF_TEXT])
-def test_memory_does_not_grow_with_the_text(tmp_path: Path, separator: str) -> None:
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, separator: str) -> None:
     unit = "To be or not to be, that is the question. " * 1000
     for name, megabytes in (("small.txt", 15), ("large.txt", 60)):
         texts = [f"{n}{unit}" for n in range(megabytes * 1_000_000 // len(unit))]
@@ -270,5 +283,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, separator: str) -> N
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     small, large = (int(n) * (1 if sys.platform == "darwin" else 1024) for n in out.split())
-    # To have read it all would take 45 MB more at the very least, and 360 MB more as int64.
+    # Reading everything into memory would take at least 45 MB more, or 360 MB as int64.
     assert large - small < 30_000_000

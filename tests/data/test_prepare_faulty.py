@@ -1,4 +1,4 @@
-"""Preparing where each operation of the disk fails once."""
+"""Dataset preparation while each disk operation fails once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.helpers.faulty_disk import READ_OPERATIONS, FaultyDisk
 from tests.helpers.preparation import PrepareRecorder, prepare_and_read, read_folder_files
 
 
-def test_every_operation_fails_once_and_nothing_is_lost(
+def test_no_data_is_lost_when_any_operation_fails_once(
     tmp_path: Path, documents_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first and the last occurrence of each operation on each file."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no power fails here
+    """The first and the last occurrence of each operation on each file fails."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow; no power cuts here
     documents = documents_file.read_text(encoding="utf-8").split(END_OF_TEXT)[:20]
     documents_file.write_text(END_OF_TEXT.join(documents), encoding="utf-8")
     uninterrupted, disk = PrepareRecorder(), FaultyDisk(tmp_path / "data")
@@ -28,7 +28,7 @@ def test_every_operation_fails_once_and_nothing_is_lost(
     assert uninterrupted.chunks > 6
     shutil.rmtree(tmp_path / "data")
     preparation_end = disk.operations.index(("listdir", str(tmp_path / "data" / "x")))
-    sites = disk.operations[:preparation_end]  # what follows is read by the test
+    sites = disk.operations[:preparation_end]  # later operations belong to the test
     first = {site: n for n, site in reversed([*enumerate(sites)])}
     last = {site: n for n, site in enumerate(sites)}
     operations = {name for name, _ in disk.operations}
@@ -56,12 +56,12 @@ def test_every_operation_fails_once_and_nothing_is_lost(
 def prepare_with_failure(
     index: int, disk: FaultyDisk, source: Path, expected: dict[str, bytes]
 ) -> int:
-    """Chunks that were encoded when the same command was given again."""
+    """Prepare with a failing operation, then again; return the chunks encoded the second time."""
     data, resumed = Path(disk.folder), PrepareRecorder()
     try:
         with disk.watching(fail_at=index):
             assert prepare_and_read(source, data, "char", PrepareRecorder()) == expected
-    except (OSError, UserError) as error:  # of the lock it is a UserError
+    except (OSError, UserError) as error:  # failures of the lock raise a UserError
         cause = error if isinstance(error, OSError) else error.__cause__
         assert isinstance(cause, OSError), disk.failed_operation
         assert disk.failed_operation
@@ -74,7 +74,7 @@ def prepare_with_failure(
     return resumed.chunks
 
 
-def test_progress_that_cannot_be_read_stays(tmp_path: Path, documents_file: Path) -> None:
+def test_unreadable_progress_is_kept(tmp_path: Path, documents_file: Path) -> None:
     expected = prepare_and_read(documents_file, tmp_path / "whole", "char", PrepareRecorder())
     data = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.texts import join_pieces, limit_piece_chars, read_like_python, remove_nul, texts
 
 Folders = pytest.TempPathFactory
-# Texts full of separators, halves of them, and letters of one to four bytes.
+# Separators, parts of separators, and characters of one to four bytes.
 fragments = st.sampled_from(
     [END_OF_TEXT, "<|endof", "text|>", "<", "a", " ", "\n", "\r\n", "\r", "word ", "é", "€", "🙂"]
 )
@@ -39,7 +39,7 @@ def read(path: Path) -> list[str]:
 
 
 @given(fragment_texts, lengths)
-def test_a_text_file_is_cut_at_separators_wherever_they_lie(
+def test_text_file_is_split_at_separators(
     tmp_path_factory: Folders, text: str, length: int
 ) -> None:
     path = tmp_path_factory.mktemp("t") / "t.txt"
@@ -52,7 +52,7 @@ def test_a_text_file_is_cut_at_separators_wherever_they_lie(
     st.lists(st.sampled_from([b"a", b"bc\n", "é".encode(), "🙂".encode(), b"\xff", b"\xe2\x82"])),
     lengths,
 )
-def test_what_is_no_utf8_is_found_at_its_byte(
+def test_invalid_utf8_is_reported_with_its_byte_offset(
     tmp_path_factory: Folders, parts: list[bytes], length: int
 ) -> None:
     content = b"".join(parts)
@@ -78,7 +78,7 @@ def test_what_is_no_utf8_is_found_at_its_byte(
         ("to be".encode("utf-16"), r"t\.txt is UTF-16 text"),
     ],
 )
-def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_file_that_is_not_text_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem):
@@ -86,7 +86,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str
 
 
 @given(fragment_texts.map(lambda text: "\ufeff" + text), lengths)
-def test_line_ends_are_newlines_and_a_byte_order_mark_is_no_text(
+def test_line_endings_and_byte_order_marks_are_normalized(
     tmp_path_factory: Folders, text: str, length: int
 ) -> None:
     folder = tmp_path_factory.mktemp("t")
@@ -98,7 +98,7 @@ def test_line_ends_are_newlines_and_a_byte_order_mark_is_no_text(
         assert read(folder / "t.jsonl") == read(folder / "t.parquet") == [read_like_python(text)]
 
 
-def test_a_byte_that_is_no_utf8_is_counted_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+def test_offset_of_invalid_utf8_counts_from_the_start_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffabc\r\n".encode() + b"\xff")
     with pytest.raises(UserError, match=r"not UTF-8 text \(byte 8\)"):
@@ -106,30 +106,30 @@ def test_a_byte_that_is_no_utf8_is_counted_from_the_beginning_of_the_file(tmp_pa
 
 
 @given(texts, lengths)
-def test_pieces_have_the_tokens_of_the_document(
+def test_pieces_have_the_same_tokens_as_the_document(
     small_bpe: BPETokenizer, text: str, length: int
 ) -> None:
     with limit_piece_chars(length):
         pieces = list(readers.split_into_pieces(text))
         assert join_pieces(pieces) == [text]
         if max(len(piece.text) for piece in pieces) >= 3 * length:
-            return  # a word so long that it is cut anyhow
+            return  # a word so long that it had to be cut
         tokens = [token for piece in pieces for token in small_bpe.encode(piece.text)]
         assert tokens == small_bpe.encode(text).tolist()
 
 
 @given(st.text("a \r\n\t", max_size=200), lengths)
-def test_pieces_are_no_longer_than_they_have_to_be(text: str, length: int) -> None:
+def test_pieces_are_no_longer_than_necessary(text: str, length: int) -> None:
     with limit_piece_chars(length):
         for piece, _ in readers.split_into_pieces(text):
             assert len(piece) <= 4 * length
-            if len(piece) > length:  # no place to cut it
+            if len(piece) > length:  # there was no place to cut
                 assert not any(
                     piece[n] in " \t\r\n" and not piece[n - 1].isspace() for n in range(1, length)
                 )
 
 
-def test_long_words_and_what_follows_them_are_cut_where_white_space_is() -> None:
+def test_text_after_a_long_word_is_cut_at_whitespace() -> None:
     with limit_piece_chars(16):
         words = ["x" * 30, " short", " words", " and", " more", " of", " them", " " + "y" * 40]
         pieces = [piece.text for piece in readers.split_into_pieces("".join(words) * 2)]
@@ -142,8 +142,8 @@ def test_long_words_and_what_follows_them_are_cut_where_white_space_is() -> None
 
 
 @pytest.mark.parametrize("unit", ["abcdefghi ", "a,b\r\n", "x"])
-def test_a_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path, unit: str) -> None:
-    """Also one without a place to cut it; and places are found in no more than linear time."""
+def test_line_of_fifty_megabytes_is_split_into_pieces(tmp_path: Path, unit: str) -> None:
+    """Also without a place to cut. Finding the places takes linear time."""
     count = 50_000_000 // len(unit)
     path = tmp_path / "t.txt"
     path.write_text(unit * count, newline="")
@@ -157,7 +157,7 @@ def test_a_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path, unit: str) ->
     assert pieces >= 12
 
 
-def test_a_json_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path) -> None:
+def test_json_line_of_fifty_megabytes_is_split_into_pieces(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     document = "abcdefghi " * 5_000_000
     path.write_text(json.dumps({"text": document}) + "\n" + '{"text": "next"}')
@@ -171,7 +171,7 @@ rows = st.lists(st.one_of(texts, fragment_texts).map(remove_nul), max_size=6)
 
 @given(rows, st.booleans())
 def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], escape: bool) -> None:
-    """Special text in them is text."""
+    """Special tokens in them are plain text."""
     path = tmp_path_factory.mktemp("t") / "t.JSONL"
     lines = [json.dumps({"id": 1, "text": row}, ensure_ascii=escape) for row in rows]
     path.write_bytes("\n \r\n".join(lines).encode())
@@ -193,21 +193,21 @@ def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], es
         (b'{"text": "\\ud800"}', "line 3 is not valid Unicode"),
     ],
 )
-def test_a_line_that_holds_no_text_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
+def test_json_line_without_text_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
     path = tmp_path / "t.ndjson"
     path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n')
     with pytest.raises(UserError, match=problem):
         read(path)
 
 
-def test_a_line_without_text_may_say_so(tmp_path: Path) -> None:
+def test_null_and_empty_texts_are_empty_documents(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": null}\n{"text": ""}\n{"text": "a"}\n')
     assert read(path) == ["", "", "a"], "each row is one, so that rows can be counted"
 
 
 @given(st.lists(st.one_of(st.none(), texts.map(remove_nul)), max_size=9), st.integers(1, 4))
-def test_rows_of_parquet_are_documents(
+def test_parquet_rows_are_documents(
     tmp_path_factory: Folders, values: list[str | None], group: int
 ) -> None:
     import pyarrow
@@ -221,7 +221,7 @@ def test_rows_of_parquet_are_documents(
     assert read(path) == [read_like_python(value or "") for value in values]
 
 
-def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
+def test_table_with_more_rows_than_one_batch(tmp_path: Path) -> None:
     values = [f"story {n}" for n in range(2 * readers.ROWS_PER_BATCH + 1)]
     assert read(write_parquet(tmp_path / "t.parquet", {"text": values})) == values
 
@@ -235,7 +235,7 @@ def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
         ({"text": [b"\xff"]}, "row 1: text is bytes, not text"),
     ],
 )
-def test_a_table_that_holds_no_text_is_named(
+def test_table_without_text_is_named(
     tmp_path: Path, columns: dict[str, list[Any]], problem: str
 ) -> None:
     path = write_parquet(tmp_path / "t.parquet", columns)
@@ -255,7 +255,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
+def test_damaged_parquet_file_is_a_one_line_error(tmp_path: Path, damage: str) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"text": [f"story {n}" for n in range(999)]})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     readers.estimate_text_bytes(path)
@@ -264,7 +264,7 @@ def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
     assert "\n" not in excinfo.value.problem
 
 
-def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None:
+def test_arrow_streams_are_read(tmp_path: Path) -> None:
     import pyarrow
 
     path = tmp_path / "t.arrow"
@@ -274,8 +274,8 @@ def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None
     assert read(path) == ["one", "", "two" * 10]
 
 
-def test_arrow_files_and_feather_are_read(tmp_path: Path) -> None:
-    """Also compressed, with dictionaries, and of several batches."""
+def test_arrow_and_feather_files_are_read(tmp_path: Path) -> None:
+    """Including compressed files, dictionary columns, and several batches."""
     import pyarrow
     import pyarrow.feather
 
@@ -291,7 +291,7 @@ def test_arrow_files_and_feather_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["new_stream", "new_file"])
-def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kind: str) -> None:
+def test_missing_arrow_column_lists_the_available_ones(tmp_path: Path, kind: str) -> None:
     import pyarrow
 
     path = tmp_path / "t.arrow"
@@ -316,7 +316,7 @@ def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kin
         '"one"\r\n"two\\n"',
     ],
 )
-def test_a_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
+def test_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.json"
     path.write_text(content, encoding="utf-8", newline="")
     assert read(path) == ["one", "two\n"]
@@ -333,7 +333,7 @@ def test_a_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
         ("Once upon a time", "line 1 is not a JSON object"),
     ],
 )
-def test_a_json_file_without_text_is_named(tmp_path: Path, content: str, problem: str) -> None:
+def test_json_file_without_text_is_named(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(UserError, match=problem):
         read(tmp_path / "t.json")
@@ -345,7 +345,7 @@ def test_one_json_object_may_take_several_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".arrow"])
-def test_a_name_may_have_bytes_that_are_not_utf8(tmp_path: Path, suffix: str) -> None:
+def test_file_name_may_contain_bytes_that_are_not_utf8(tmp_path: Path, suffix: str) -> None:
     import pyarrow
 
     plain, path = tmp_path / f"t{suffix}", tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
@@ -366,7 +366,7 @@ def test_a_name_may_have_bytes_that_are_not_utf8(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "text"])
-def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
+def test_damaged_arrow_file_is_named_with_its_folder(tmp_path: Path, damage: str) -> None:
     import pyarrow
 
     path = tmp_path / "cache" / "t.arrow"
@@ -381,12 +381,12 @@ def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_a_file_that_has_gone_is_named(tmp_path: Path, suffix: str) -> None:
+def test_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError, match=rf"gone\{suffix}"):
         read(tmp_path / f"gone{suffix}")
 
 
-def test_the_size_of_a_text_is_known_without_reading_it(tmp_path: Path) -> None:
+def test_size_of_text_is_estimated_without_reading_it(tmp_path: Path) -> None:
     text = "a b c d " * 1000
     plain = tmp_path / "t.txt"
     plain.write_text(text)
@@ -396,7 +396,7 @@ def test_the_size_of_a_text_is_known_without_reading_it(tmp_path: Path) -> None:
     assert table.stat().st_size < len(text), "though it is compressed"
 
 
-def test_pieces_say_which_one_is_the_last() -> None:
+def test_last_piece_of_a_document_is_marked() -> None:
     with limit_piece_chars(16):
         assert list(readers.split_into_pieces("a document of more than one piece")) == [
             DocumentPiece("a document of", last=False),

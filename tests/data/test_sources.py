@@ -30,7 +30,7 @@ def read(paths: list[str]) -> list[str]:
     return join_pieces(sources.open_documents(paths))
 
 
-def test_a_file_is_a_source_of_its_documents(tmp_path: Path) -> None:
+def test_file_source(tmp_path: Path) -> None:
     text = "one\n<|endoftext|>\ntwo"
     source = sources.open_source([write(tmp_path / "a b.txt", text)])
     assert source.name == "a-b"
@@ -43,7 +43,7 @@ def test_a_file_is_a_source_of_its_documents(tmp_path: Path) -> None:
     assert join_pieces(source.train) == join_pieces(source.train), "it can be read again"
 
 
-def test_a_source_of_two_sides_knows_both(tmp_path: Path) -> None:
+def test_source_with_validation_files(tmp_path: Path) -> None:
     train, val = write(tmp_path / "t.txt", "one"), write(tmp_path / "v.txt", "two")
     source = sources.open_source([train], [val])
     assert source.val is not None
@@ -52,7 +52,7 @@ def test_a_source_of_two_sides_knows_both(tmp_path: Path) -> None:
     assert source.origin["val_sha256"] == hashlib.sha256(b"two").hexdigest()
 
 
-def test_origins_tell_texts_apart(tmp_path: Path) -> None:
+def test_origins_differ_between_sources(tmp_path: Path) -> None:
     first, second = write(tmp_path / "1.txt", "one"), write(tmp_path / "2.txt", "two")
     same = write(tmp_path / "deeper" / "1.txt", "one")
     requests: list[tuple[list[str], list[str]]]
@@ -63,7 +63,7 @@ def test_origins_tell_texts_apart(tmp_path: Path) -> None:
     assert sources.open_source([same]).origin == sources.open_source([first]).origin
 
 
-def test_a_folder_is_all_its_files_of_text_in_order(tmp_path: Path) -> None:
+def test_folder_source_reads_all_text_files_in_order(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -80,7 +80,7 @@ def test_a_folder_is_all_its_files_of_text_in_order(tmp_path: Path) -> None:
     assert source.size > 50
 
 
-def test_a_pattern_that_no_shell_has_expanded(home: Path) -> None:
+def test_unexpanded_glob_pattern(home: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md"):
         write(home / "texts" / name, name)
     write(home / "odd[1].txt", "odd")
@@ -91,16 +91,14 @@ def test_a_pattern_that_no_shell_has_expanded(home: Path) -> None:
         read(["texts/*.rst"])
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file, folder or dataset named 'shakespear'"):
         sources.open_source(["shakespear"])
     with pytest.raises(UserError, match=r"no \.txt, \.jsonl, \.ndjson, \.parquet files found in"):
         sources.open_source([str(tmp_path)])
 
 
-def test_a_file_that_cannot_be_read_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.txt", "one")
 
     def refuse(path: Path) -> str:
@@ -111,8 +109,8 @@ def test_a_file_that_cannot_be_read_is_named(
         sources.open_source([str(tmp_path)])
 
 
-def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
-    source = sources.open_source(["storybook"], megabytes=0.2)
+def test_synthetic_stories_have_the_requested_size() -> None:
+    source = sources.open_source(["synthetic"], megabytes=0.2)
     assert source.val is not None
     train, val = join_pieces(source.train), join_pieces(source.val)
     assert sum(map(len, train)) == pytest.approx(200_000, abs=1000)
@@ -125,28 +123,28 @@ def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("megabytes", [0.0, -1.0, float("nan"), 1e9])
-def test_lengths_that_cannot_be_are_refused(megabytes: float) -> None:
+def test_megabytes_out_of_range_are_refused(megabytes: float) -> None:
     with pytest.raises(UserError, match="is out of range"):
-        sources.open_source(["storybook"], megabytes=megabytes)
+        sources.open_source(["synthetic"], megabytes=megabytes)
 
 
-def test_what_a_corpus_cannot_have_is_refused() -> None:
-    with pytest.raises(UserError, match="storybook has its own validation split"):
-        sources.open_source(["storybook"], ["val.txt"])
-    with pytest.raises(UserError, match="supported for storybook only"):
+def test_options_that_a_built_in_dataset_does_not_support_are_refused() -> None:
+    with pytest.raises(UserError, match="synthetic has its own validation split"):
+        sources.open_source(["synthetic"], ["val.txt"])
+    with pytest.raises(UserError, match="supported for synthetic only"):
         sources.open_source(["shakespeare"], megabytes=1)
 
 
-def test_a_file_named_like_a_corpus_comes_first(home: Path) -> None:
-    (home / "storybook").write_text("0123456789")
-    assert join_pieces(sources.open_source(["storybook"]).train) == ["0123456789"]
+def test_file_named_like_a_built_in_dataset_takes_precedence(home: Path) -> None:
+    (home / "synthetic").write_text("0123456789")
+    assert join_pieces(sources.open_source(["synthetic"]).train) == ["0123456789"]
 
 
 @pytest.mark.parametrize("name", sorted(HUB_DATASETS))
-def test_a_corpus_of_the_hub_is_read_from_its_files(
+def test_hub_dataset_is_read_from_its_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows of a single document are its pieces."""
+    """For a single-document dataset, the rows are pieces of that document."""
     files = [Path(write(tmp_path / f"{n}.jsonl", f'{{"text": "row {n}"}}')) for n in range(3)]
     rows = SplitRows(
         FileRows(files[:2]), FileRows(files[2:]) if HUB_DATASETS[name].val else None, "abc"
@@ -170,14 +168,14 @@ def test_a_corpus_of_the_hub_is_read_from_its_files(
     st.integers(0, 9),
     st.one_of(st.none(), st.integers(0, 9)),
 )
-def test_rows_are_counted_over_all_files_and_whole(
+def test_row_range_spans_files_and_keeps_documents_whole(
     tmp_path_factory: pytest.TempPathFactory,
     lengths: list[int],
     cuts: list[int],
     start: int,
     stop: int | None,
 ) -> None:
-    """However long a document is, and in whichever file it lies."""
+    """Regardless of document length and file boundaries."""
     folder = tmp_path_factory.mktemp("rows")
     rows = [f"{n} " + "word " * length for n, length in enumerate(lengths)]
     ends = [0, *sorted(cuts), len(rows)]
@@ -191,19 +189,19 @@ def test_rows_are_counted_over_all_files_and_whole(
         )
 
 
-def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
+def test_hub_dataset_cannot_be_mixed_with_other_sources() -> None:
     with pytest.raises(UserError, match="cannot be mixed with other sources"):
         sources.open_source(["hf:a/b", "my.txt"])
     assert sources.data_folder_name(["hf:owner/name.v2:story text"]) == "owner-name.v2-story-text"
 
 
-def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
+def test_real_shakespeare_has_the_pinned_hash(shakespeare: Path) -> None:
     source = sources.open_source([str(shakespeare)])
     assert source.origin["sha256"] == HUB_DATASETS["shakespeare"].sha256
     assert [len(text) for text in join_pieces(source.train)] == [1_115_394]
 
 
-def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
+def test_pipe_is_refused_as_a_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match=r"pipe\.txt is not a regular file"):
         sources.open_source([str(tmp_path / "pipe.txt")])
@@ -214,10 +212,10 @@ def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
     [
         (["shakespeare"], "karpathy/tiny_shakespeare"),
         (["hf:a/b:story"], "a/b, column story"),
-        (["storybook"], "the synthetic stories"),
+        (["synthetic"], "the synthetic stories"),
     ],
 )
-def test_an_origin_tells_which_text_it_is(source: list[str], words: str) -> None:
+def test_origin_descriptions(source: list[str], words: str) -> None:
     assert sources.describe_origin(sources.corpus_origin(source)) == words
     assert sources.describe_origin({"files": ["a.txt", "b.txt"], "sha256": "0"}) == "a.txt, b.txt"
     assert sources.describe_origin({"nanogpt": "arrays"}) == "nanoGPT arrays in arrays"
@@ -245,14 +243,14 @@ LONG_STEM = "é" * 125
         ("hf:owner/name", "owner-name"),
     ],
 )
-def test_a_data_folder_is_named_after_its_text(path: str, name: str) -> None:
+def test_data_folder_is_named_after_its_source(path: str, name: str) -> None:
     assert sources.data_folder_name([path]) == name
     assert name.isascii() <= (sources.legacy_data_folder_name([path]) in (name, "stories")), (
         "as it always was"
     )
 
 
-def test_names_of_which_no_letter_stays_differ() -> None:
+def test_names_without_valid_characters_get_different_hashes() -> None:
     paths = [
         "🙂.txt",
         "🎉.txt",
@@ -267,7 +265,7 @@ def test_names_of_which_no_letter_stays_differ() -> None:
 
 
 @given(st.text(max_size=300))
-def test_names_are_short_and_safe(stem: str) -> None:
+def test_data_folder_names_are_short_and_safe(stem: str) -> None:
     stem = stem.replace("/", "").replace("\0", "")
     name = sources.data_folder_name([f"{stem}.txt"])
     assert 0 < len(name.encode()) <= 200
@@ -276,7 +274,7 @@ def test_names_are_short_and_safe(stem: str) -> None:
     assert not name.startswith((".", "-"))
 
 
-def test_long_names_are_cut_and_differ(tmp_path: Path) -> None:
+def test_long_names_are_shortened_and_differ(tmp_path: Path) -> None:
     names = {sources.data_folder_name([f"{LONG_STEM}{letter}.txt"]) for letter in "ab"}
     assert len(names) == 2
     assert all(name.startswith("éééé") for name in names)
@@ -294,7 +292,7 @@ def write_parquet(path: Path, columns: dict[str, list[str]]) -> str:
     return str(path)
 
 
-def test_a_column_is_chosen_after_the_file(tmp_path: Path) -> None:
+def test_column_is_chosen_with_a_colon_after_the_file(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.jsonl", '{"story": "one", "title": "1"}')
     rows = write_parquet(tmp_path / "b.parquet", {"title": ["2"], "text": ["two"]})
     assert read([f"{lines}:story", rows]) == ["one", "two"]
@@ -308,13 +306,13 @@ def test_a_column_is_chosen_after_the_file(tmp_path: Path) -> None:
     assert f"{lines}:COLUMN" in excinfo.value.remedy
 
 
-def test_a_name_with_a_colon_is_a_name_first(tmp_path: Path) -> None:
+def test_file_name_with_a_colon_takes_precedence_over_a_column(tmp_path: Path) -> None:
     assert read([write(tmp_path / "a:b.txt", "one")]) == ["one"]
     with pytest.raises(UserError, match="no file, folder or dataset named"):
         read([str(tmp_path / "gone:b")])
 
 
-def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path, notes: list[str]) -> None:
+def test_skipped_files_of_a_folder_are_logged(tmp_path: Path, notes: list[str]) -> None:
     for name in ("a.txt", "._a.txt", "b.md"):
         write(tmp_path / "texts" / name, name)
         write(tmp_path / "val" / name, name)
@@ -325,13 +323,13 @@ def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path, notes: list[str]
     assert len(notes) == 3
 
 
-def test_a_pattern_matches_no_leftovers(home: Path) -> None:
+def test_pattern_does_not_match_hidden_or_temporary_files(home: Path) -> None:
     for name in ("a.txt", "a.txt~", ".b.txt", "Thumbs.db"):
         write(home / "texts" / name, name)
     assert read(["texts/*"]) == ["a.txt"]
 
 
-def test_a_page_is_noted(tmp_path: Path, notes: list[str]) -> None:
+def test_html_page_is_logged(tmp_path: Path, notes: list[str]) -> None:
     page = write(tmp_path / "page.html", "<!DOCTYPE html><p>Once upon a time</p>")
     assert join_pieces(sources.open_source([page]).train) == [
         "<!DOCTYPE html><p>Once upon a time</p>"
@@ -339,26 +337,26 @@ def test_a_page_is_noted(tmp_path: Path, notes: list[str]) -> None:
     assert "including its markup" in notes[0]
 
 
-def test_a_broken_link_is_named(tmp_path: Path) -> None:
+def test_broken_link_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").symlink_to("/gone/a.txt")
     with pytest.raises(UserError, match=r"a\.txt is a broken link: /gone/a\.txt does not exist"):
         sources.open_source([str(tmp_path / "a.txt")])
 
 
-def test_origins_are_equal_in_both_unicode_forms() -> None:
+def test_origins_in_nfc_and_nfd_are_equal() -> None:
     nfc, nfd = ({"files": [name], "sha256": "1"} for name in ("café.txt", "cafe\u0301.txt"))
     assert sources.canonicalize_origin(nfc) == sources.canonicalize_origin(nfd)
     assert sources.canonicalize_origin(nfc) != sources.canonicalize_origin({**nfc, "sha256": "2"})
 
 
-def test_origins_are_equal_in_either_case_of_a_file_but_not_of_a_column() -> None:
+def test_origins_ignore_the_case_of_files_but_not_of_columns() -> None:
     lower, upper = ({"files": [name], "sha256": "1"} for name in ("my.txt", "MY.txt"))
     assert sources.canonicalize_origin(lower) == sources.canonicalize_origin(upper)
     columns = ({"hub": "owner/name", "column": name} for name in ("text", "Text"))
     assert len({*map(sources.canonicalize_origin, columns)}) == 2
 
 
-def test_a_tilde_without_a_user_of_that_name_is_a_name(home: Path) -> None:
+def test_tilde_without_such_a_user_is_a_file_name(home: Path) -> None:
     assert read([write(home / "~.txt", "one")]) == ["one"]
     assert read(["~.txt"]) == ["one"]
     with pytest.raises(UserError, match=r"no file, folder or dataset named '~nobody-here/a\.txt'"):

@@ -1,4 +1,4 @@
-"""Which documents are for training and which for validation, seen in the arrays."""
+"""Test which documents are used for training and which for validation, in the token arrays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepare_documents(
     tokenizer: str = "char",
     vocab_size: int = 260,
 ) -> Dataset:
-    """What is prepared from these documents: one of a text file, or rows of JSON."""
+    """Prepare a text file (`str`) or JSON rows (sequence) as a dataset."""
     (folder / "texts").mkdir()
     paths: list[tuple[str, ...]] = []
     for side, content in (("train", train), ("val", val)):
@@ -57,7 +57,7 @@ def prepare_documents(
 
 
 def normalize_documents(texts: Sequence[str]) -> list[str]:
-    """Documents as they are trained on: none that is blank, without newlines around them."""
+    """Return the documents as trained on: not blank, without surrounding newlines."""
     return [text.strip("\n") for text in map(read_like_python, texts) if text.strip()]
 
 
@@ -68,12 +68,12 @@ nul_free_documents = document_lists.map(lambda texts: [remove_nul(text) for text
 
 
 @given(nul_free_documents, tokenizers)
-def test_each_document_is_in_one_split_and_comes_back_as_it_was(
+def test_each_document_is_in_one_split_and_decodes_unchanged(
     tmp_path_factory: Folders, documents: list[str], tokenizer: str
 ) -> None:
     expected = normalize_documents(documents)
     if len(set(expected)) < 2 or len(set("".join(expected))) < 2:
-        return  # nothing to split, or nothing to learn
+        return  # nothing to split or to learn
     with mock.patch.object(splits, "MAX_VAL_FRACTION", 1.0):
         dataset = prepare_documents(tmp_path_factory.mktemp("t"), documents, tokenizer=tokenizer)
     train, val = decode_splits(dataset)
@@ -84,7 +84,7 @@ def test_each_document_is_in_one_split_and_comes_back_as_it_was(
 
 
 @given(nul_free_documents, tokenizers)
-def test_where_whole_documents_are_too_much_each_one_is_cut(
+def test_each_document_is_cut_if_whole_ones_are_too_large_for_validation(
     tmp_path_factory: Folders, documents: list[str], tokenizer: str
 ) -> None:
     expected = [text for text in normalize_documents(documents) if text]
@@ -99,8 +99,8 @@ def test_where_whole_documents_are_too_much_each_one_is_cut(
     check_counts(dataset)
 
 
-def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path, notes: list[str]) -> None:
-    """By the rule for many documents, the book alone would be the validation text."""
+def test_two_documents_of_unequal_size_are_both_cut(tmp_path: Path, notes: list[str]) -> None:
+    """With the rule for many documents, the book would be the whole validation split."""
     book, preface = "It was a dark night. " * 5000, "To the reader: " + "welcome. " * 100
     for name, text in (("book", book), ("preface", preface)):
         (tmp_path / f"{name}.txt").write_text(text)
@@ -126,7 +126,7 @@ def test_documents_of_many_pieces_are_cut_at_nine_tenths(
     assert decode_splits(prepare_documents(tmp_path / "again", documents)) == decode_splits(unsplit)
 
 
-def test_a_bpe_is_trained_on_what_is_left_of_each_document(tmp_path: Path) -> None:
+def test_bpe_is_trained_on_the_training_part_of_each_document(tmp_path: Path) -> None:
     dataset = prepare_documents(
         tmp_path, ["abc " * 90 + "zqzq " * 7, "abd " * 90 + "zqzq " * 7], None, "bpe", 262
     )
@@ -145,16 +145,16 @@ def test_a_bpe_is_trained_on_what_is_left_of_each_document(tmp_path: Path) -> No
         (["ä" * 70 + str(n) for n in range(500)], None, ("d407835785cc2276", "d82d81e7a1db716a")),
     ],
 )
-def test_other_sources_keep_their_split_bit_for_bit(
+def test_splits_of_other_sources_stay_bit_identical(
     tmp_path: Path, train: str | list[str], val: list[str] | None, hashes: tuple[str, str]
 ) -> None:
-    """Published figures rest on them: hashes of the arrays, from before documents could be cut."""
+    """Hashes from before documents could be cut; published results depend on them."""
     meta = prepare_documents(tmp_path, train, val).meta
     assert (meta.train.sha256[:16], meta.val.sha256[:16]) == hashes
 
 
 @given(nul_free_documents, nul_free_documents, tokenizers)
-def test_given_validation_text_is_not_trained_on(
+def test_validation_documents_are_not_trained_on(
     tmp_path_factory: Folders, documents: list[str], val_documents: list[str], tokenizer: str
 ) -> None:
     expected, val = normalize_documents(documents), normalize_documents(val_documents)
@@ -185,10 +185,10 @@ def check_counts(dataset: Dataset) -> None:
 
 
 @given(texts.map(remove_nul), tokenizers)
-def test_a_single_document_is_cut_at_nine_tenths(
+def test_single_document_is_cut_at_nine_tenths(
     tmp_path_factory: Folders, text: str, tokenizer: str
 ) -> None:
-    """As nanoGPT cuts it: after int(0.9 n) characters, with nothing between them."""
+    """As in nanoGPT: after int(0.9 n) characters, with nothing in between."""
     raw_text, text = text, read_like_python(text)
     if not text.strip() or len(set(text)) < 2:
         return
@@ -201,7 +201,7 @@ def test_a_single_document_is_cut_at_nine_tenths(
 
 
 def decode_halves(dataset: Dataset) -> tuple[str, str]:
-    """Both sides of a single document; only where there is an end-of-text they end with one."""
+    """Return both splits of a single document, without a final end-of-text."""
     if dataset.tokenizer.end_of_text is not None:
         (train,), (val,) = decode_splits(dataset)
         return train, val
@@ -210,7 +210,7 @@ def decode_halves(dataset: Dataset) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("where", [0, 1, 9, 10, 11, 89, 90, 91])
-def test_where_it_is_cut_does_not_hang_on_pieces(
+def test_cut_does_not_depend_on_pieces(
     tmp_path: Path, where: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 16)
@@ -224,14 +224,14 @@ def test_where_it_is_cut_does_not_hang_on_pieces(
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_documents_of_many_pieces_are_whole(
+def test_documents_of_many_pieces_stay_whole(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsplit = prepare_documents(
         tmp_path, documents := ["\n" + text * 9 + "\r\n" for text in stories[:300]]
     )
     expected = decode_splits(unsplit)
-    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 60)  # half of which tells the stories apart
+    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 60)  # the stories differ within half of that
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 100)
     (tmp_path / "again").mkdir()
     dataset = prepare_documents(tmp_path / "again", documents, tokenizer=tokenizer)
@@ -241,8 +241,8 @@ def test_documents_of_many_pieces_are_whole(
     check_counts(dataset)
 
 
-def test_duplicates_stay_on_one_side_whatever_the_order(tmp_path: Path) -> None:
-    # The first 500 come twice, and have other newlines around them the second time.
+def test_duplicates_are_in_the_same_split_in_any_order(tmp_path: Path) -> None:
+    # The first 500 stories occur twice, with different newlines around them.
     text = f"\n{END_OF_TEXT}\r\n".join([*stories, ""]) + END_OF_TEXT.join(stories[:500])
     train, val = decode_splits(prepare_documents(tmp_path, text))
     assert set(train) | set(val) == set(stories), "newlines around stories are stripped"
@@ -253,10 +253,10 @@ def test_duplicates_stay_on_one_side_whatever_the_order(tmp_path: Path) -> None:
     assert set(decode_splits(prepare_documents(tmp_path / "r", stories[::-1]))[1]) == set(val)
 
 
-def test_long_duplicates_are_known_whatever_the_newlines_around_them(
+def test_long_duplicates_are_recognized_despite_surrounding_newlines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Newlines move the place where a long document is first cut."""
+    """Newlines shift where a long document is first cut into pieces."""
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 200)
     unit = "a bc def ghij klmno " * 30
     for length in (100, 101, *range(180, 220), 600):
@@ -277,7 +277,7 @@ def test_long_duplicates_are_known_whatever_the_newlines_around_them(
         )[0] == ["another"]
 
 
-def test_two_documents_are_both_on_both_sides(tmp_path: Path) -> None:
+def test_two_documents_are_both_cut(tmp_path: Path) -> None:
     assert decode_splits(prepare_documents(tmp_path, ["text 1", "text 2"])) == (
         ["text ", "text "],
         ["1", "2"],
@@ -292,7 +292,7 @@ def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
     assert dataset.tokenizer.decode(dataset.val.ids) == "c\n"
 
 
-def test_blank_documents_make_no_second_one(tmp_path: Path) -> None:
+def test_blank_documents_do_not_count(tmp_path: Path) -> None:
     dataset = prepare_documents(
         tmp_path, f"\n{END_OF_TEXT}the only text\n{END_OF_TEXT} \n{END_OF_TEXT}"
     )
@@ -313,7 +313,7 @@ def test_blank_documents_make_no_second_one(tmp_path: Path) -> None:
         (["a", "aa"], None, "consists only of the character 'a'"),
     ],
 )
-def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
+def test_data_with_nothing_to_train_or_validate_on_is_refused(
     tmp_path: Path, train: str | list[str], val: str | list[str] | None, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
@@ -321,12 +321,12 @@ def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_one_letter_is_too_short_to_be_cut(tmp_path: Path) -> None:
+def test_single_character_is_too_short_to_be_cut(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the (val|train) split is empty"):
         prepare_documents(tmp_path, "a", tokenizer="bpe")
 
 
-def test_a_large_corpus_has_a_smaller_share_for_validation(
+def test_large_dataset_has_a_smaller_validation_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = [f"Story number {n} of very many." for n in range(10_000)]
@@ -339,7 +339,7 @@ def test_a_large_corpus_has_a_smaller_share_for_validation(
     assert 4 < len(fewer_val_documents) < 40, "one in five hundred"
 
 
-def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
+def test_bpe_is_trained_only_on_the_training_split(tmp_path: Path) -> None:
     train = [f"abc {n}" for n in range(9)] + ["zqzqzq"] * 50
     dataset = prepare_documents(tmp_path, train, ["zqzqzq", "abc"], "bpe", 300)
     assert isinstance(dataset.tokenizer, BPETokenizer)
@@ -347,7 +347,7 @@ def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     assert any(b"ab" in token for token in dataset.tokenizer.tokens[256:])
 
 
-def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
+def test_bpe_is_trained_on_a_sample_of_a_homogeneous_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(splits, "BPE_SAMPLE_CHARS", 1000)
@@ -366,7 +366,7 @@ def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
         )
 
 
-def test_documents_of_one_source_may_be_one_document() -> None:
+def test_drop_blank_documents_with_many_or_one_document() -> None:
     pieces = [
         DocumentPiece("a", last=False),
         DocumentPiece(" "),
@@ -379,7 +379,7 @@ def test_documents_of_one_source_may_be_one_document() -> None:
     assert list(drop_blank_documents([], single=True)) == []
 
 
-def test_what_was_decided_can_be_written_down() -> None:
+def test_split_rule_json_round_trip() -> None:
     for rule in (
         SplitRule(single=True, cut=7),
         SplitRule(single=False, every=100, chosen="ff"),
@@ -389,7 +389,7 @@ def test_what_was_decided_can_be_written_down() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
-def test_real_shakespeare_is_split_as_nanogpt_does(
+def test_real_shakespeare_is_split_as_in_nanogpt(
     tmp_path: Path, shakespeare: Path, tokenizer: str, gpt2: BPETokenizer
 ) -> None:
     dataset = find_or_prepare(
@@ -404,14 +404,12 @@ def test_real_shakespeare_is_split_as_nanogpt_does(
         assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
         assert dataset.meta.vocab_size == 65
         assert dataset.tokenizer.end_of_text is None
-    else:  # what nanoGPT's data/shakespeare/prepare.py prints, and an end-of-text for each
+    else:  # counts printed by nanoGPT's data/shakespeare/prepare.py, plus an end-of-text each
         assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (301_966 + 1, 36_059 + 1)
         assert open_dataset(dataset.folder).meta == dataset.meta
 
 
-def test_real_stories_are_validated_on_stories_that_are_not_trained_on(
-    tmp_path: Path, real_texts: Path
-) -> None:
+def test_real_validation_stories_are_not_trained_on(tmp_path: Path, real_texts: Path) -> None:
     train, val = (str(real_texts / "tinystories" / f"{name}.txt") for name in ("train", "valid"))
     data = DataConfig((train,), (val,), "bpe")
     dataset = find_or_prepare(PrepareRequest(data, vocab_size=1024), tmp_path)
@@ -425,7 +423,7 @@ def test_real_stories_are_validated_on_stories_that_are_not_trained_on(
     assert dataset.meta.train.bytes / dataset.meta.train.tokens > 3
 
 
-def test_rows_of_real_parquet_are_stories(tmp_path: Path, real_texts: Path) -> None:
+def test_real_parquet_rows_are_stories(tmp_path: Path, real_texts: Path) -> None:
     import pyarrow.parquet
 
     path = real_texts / "tinystories" / "train-00000-of-00001.parquet"

@@ -22,7 +22,7 @@ from mlxgpt.data.synthetic import (
 WORDS = load_grammar().words
 GIRLS, BOYS = set(WORDS["girl"]), set(WORDS["boy"])
 ADULTS = {*WORDS["woman"], *WORDS["man"]}
-# The last word of a grown-up's name may stand alone in no story: "Aunt May" is two words.
+# Match the names of adults as a whole: "Aunt May" is two words.
 NAME = re.compile(r"\b(?:(?:Aunt|Uncle) )?[A-Z][a-z]+\b")
 numbers = st.integers(min_value=0, max_value=10**9)
 
@@ -32,7 +32,7 @@ def find_words(text: str) -> set[str]:
 
 
 def known_words() -> set[str]:
-    """Every word that the book holds, and the few that the grammar adds."""
+    """Return every word of the word lists, and the few that the grammar adds."""
     texts = ["a an the to"]
     texts += [form for members in WORDS.values() for word in members for form in word.split("|")]
     texts += [form for forms in PRONOUNS.values() for form in forms.values()]
@@ -49,7 +49,7 @@ KNOWN_WORDS = known_words()
 
 
 @given(n=numbers, seed=numbers)
-def test_a_story_reads_as_one(n: int, seed: int) -> None:
+def test_story_has_valid_words_punctuation_and_quotes(n: int, seed: int) -> None:
     text = generate_story(n, seed)
     assert find_words(text) <= KNOWN_WORDS
     assert text.isascii()
@@ -69,11 +69,11 @@ def test_articles_agree(n: int, seed: int) -> None:
 
 
 @given(n=numbers, seed=numbers)
-def test_the_same_people_from_first_to_last(n: int, seed: int) -> None:
-    """At most two children, who are different, and one grown-up; and pronouns that agree."""
+def test_people_and_pronouns_are_consistent(n: int, seed: int) -> None:
+    """At most two children and one adult, with pronouns that agree."""
     text = generate_story(n, seed)
     people = {name for name in NAME.findall(text) if name in GIRLS | BOYS | ADULTS}
-    # A sentence may begin with a word that happens to be a name, such as "Will you sing?"
+    # "Will" may start a question: "Will you sing?"
     people -= {"Will"} if "Will you" in text else set()
     children, adults = people & (GIRLS | BOYS), people & ADULTS
     assert 1 <= len(children) <= 2
@@ -91,8 +91,8 @@ def test_the_same_people_from_first_to_last(n: int, seed: int) -> None:
 
 
 @given(n=numbers, seed=numbers)
-def test_a_thing_is_introduced_once(n: int, seed: int) -> None:
-    """One animal, which comes in as "a small dog" and is "the dog" from then on."""
+def test_animal_is_introduced_once(n: int, seed: int) -> None:
+    """One animal: "a small dog" the first time, "the dog" from then on."""
     text = generate_story(n, seed)
     animals = {word.split("|")[0] for kind in ("animal", "climber") for word in WORDS[kind]}
     matches = re.findall(r"\b([Aa]n?|[Tt]he) (?:\w+ )?(\w+)", text)
@@ -108,7 +108,7 @@ def test_stories_have_three_to_eight_sentences() -> None:
         assert plot.thing_class in WORDS
 
 
-def test_it_is_as_rich_as_it_says() -> None:
+def test_grammar_has_the_documented_size() -> None:
     kinds = set(WORDS) - {"girl", "boy", "woman", "man", "outside", "inside", "day", "later"}
     grammar_words = [word.split("|")[0] for kind in kinds for word in WORDS[kind]]
     assert len(set(grammar_words)) >= 300
@@ -134,7 +134,7 @@ def literal_parts(plot: Plot) -> list[str]:
 
 
 def is_always_named(plot: Plot, name: str) -> bool:
-    """Whether one of the sentences that are always there has this field, whatever its variant."""
+    """Return whether every variant of some required sentence has this field."""
     return any(
         all(
             any(not isinstance(part, str) and part[0] == name for part in variant)
@@ -145,8 +145,8 @@ def is_always_named(plot: Plot, name: str) -> bool:
     )
 
 
-def test_there_are_more_than_a_thousand_million_different_stories() -> None:
-    """A lower bound: the variants of each sentence, and the words that no story lacks."""
+def test_there_are_more_than_a_billion_different_stories() -> None:
+    """Lower bound: the variants of each sentence times the words that every story uses."""
     children = len(GIRLS | BOYS)
     total = 0
     for plot in load_grammar().plots:
@@ -164,33 +164,32 @@ def test_there_are_more_than_a_thousand_million_different_stories() -> None:
     assert len(set(stories)) > 19_990
 
 
-def test_every_plot_opening_and_word_is_used() -> None:
+def test_every_word_of_the_grammar_is_used() -> None:
     all_text = " ".join(itertools.islice(generate_stories(4, size=10**9), 20_000))
     for kind, members in WORDS.items():
         for word in members:
-            # Beginnings of sentences are capitalised; a word of "skill" may show either form.
+            # The first word of a sentence is capitalized; words of "skill" have two forms.
             assert any(
                 re.search(rf"\b{re.escape(form)}\b", all_text, re.I) for form in word.split("|")
             ), f"{word} of {kind}"
 
 
-def test_a_story_is_a_function_of_its_number_and_seed() -> None:
+def test_story_depends_only_on_its_number_and_seed() -> None:
     assert list(itertools.islice(generate_stories(5, size=10**6), 3)) == [
         generate_story(n, 5) for n in range(3)
     ]
-    # Fixed for good: runs and their data refer to it. (Another text of the book gives others.)
     assert generate_story(0, 0) != generate_story(0, 1) != generate_story(1, 0)
 
 
-def test_stories_end_at_the_size_that_was_asked_for() -> None:
+def test_stories_end_at_the_requested_size() -> None:
     texts = list(generate_stories(0, size=10_000))
     assert 10_000 <= sum(map(len, texts)) < 10_000 + len(texts[-1])
     assert list(generate_stories(0, size=0)) == []
 
 
 @pytest.mark.parametrize("plot", load_grammar().plots, ids=lambda plot: plot.name)
-def test_plots_name_their_hero_at_once(plot: Plot) -> None:
-    """No pronoun stands before the name it stands for, whichever sentences are chosen."""
+def test_plots_name_their_hero_in_the_first_sentence(plot: Plot) -> None:
+    """No pronoun comes before its name, whichever variants are chosen."""
     first = plot.sentences[0]
     assert not first[1], "the first sentence is always there"
     for variant in first[0]:
@@ -203,7 +202,7 @@ def test_plots_name_their_hero_at_once(plot: Plot) -> None:
         assert not hero_forms or hero_forms[""], variant
 
 
-def test_hero_and_friend_are_two() -> None:
+def test_hero_and_friend_are_different() -> None:
     for n in range(300):
         cast = _StoryContext(random.Random(n).choice, load_grammar().words, load_grammar().plots[0])
         assert cast._people["h"][""] != cast._people["f"][""]

@@ -21,7 +21,7 @@ from mlxgpt.utils.errors import UserError
 
 
 def make_counting_array(n: int) -> TokenArray:
-    """The array 0, 1, 2, …, whose values tell their places."""
+    """The array 0, 1, 2, …, whose values equal their positions."""
     return TokenArray(np.arange(n), vocab_size=n)
 
 
@@ -32,7 +32,7 @@ def make_counting_array(n: int) -> TokenArray:
     st.integers(1, 3),
     st.integers(0, 99),
 )
-def test_targets_are_the_inputs_one_token_on(
+def test_targets_are_the_inputs_shifted_by_one(
     extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
 ) -> None:
     array = make_counting_array(block_size + extra)
@@ -50,7 +50,7 @@ def test_targets_are_the_inputs_one_token_on(
 
 
 @given(st.integers(20, 500), st.integers(1, 10), st.integers(0, 3))
-def test_an_epoch_visits_each_block_once(length: int, block_size: int, epoch: int) -> None:
+def test_epoch_visits_each_block_once(length: int, block_size: int, epoch: int) -> None:
     array, blocks = make_counting_array(length), blocks_per_epoch(length, block_size)
     starts = [
         int(array.get_batch(step, seed=3, batch_size=1, block_size=block_size)[0][0, 0, 0])
@@ -79,7 +79,7 @@ def test_epochs_have_their_own_order_and_offset() -> None:
     assert orders[0] != sorted(orders[0])
 
 
-def test_a_batch_is_a_pure_function_of_its_step() -> None:
+def test_batch_depends_only_on_step_and_seed() -> None:
     array, options = make_counting_array(5000), {"seed": 9, "batch_size": 4, "block_size": 16}
     batches = [array.get_batch(n, **options)[0] for n in range(50)]
     for n in reversed(range(50)):
@@ -87,7 +87,7 @@ def test_a_batch_is_a_pure_function_of_its_step() -> None:
     assert not (array.get_batch(0, **{**options, "seed": 10})[0] == batches[0]).all()
 
 
-def test_how_a_batch_is_cut_into_micro_batches_changes_no_token() -> None:
+def test_micro_batches_contain_the_same_tokens() -> None:
     array, options = make_counting_array(5000), {"seed": 9, "block_size": 16}
     full_batch = array.get_batch(7, batch_size=12, **options)[0]
     micro_batches = array.get_batch(7, batch_size=3, micro_batches=4, **options)[0]
@@ -95,19 +95,19 @@ def test_how_a_batch_is_cut_into_micro_batches_changes_no_token() -> None:
     assert len(np.unique(micro_batches[:, :, 0])) == 12, "and every sequence is another one"
 
 
-def test_a_batch_never_changes() -> None:
-    # Written down once: other numbers would break the resuming of everybody's runs.
+def test_batch_order_never_changes() -> None:
+    # Must not change: other values would break resuming of existing runs.
     inputs, _ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
     assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
 
 
-def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> None:
+def test_batch_with_an_id_outside_the_vocabulary_is_refused() -> None:
     array = TokenArray(np.array([1, 2, 3, 5, 1, 2, 3]), vocab_size=5)
     with pytest.raises(UserError, match="id 5, but the largest id in the vocabulary is 4"):
         array.get_batch(0, seed=0, batch_size=4, block_size=2)
 
 
-def test_a_text_shorter_than_a_block_is_refused() -> None:
+def test_data_shorter_than_a_block_is_refused() -> None:
     assert blocks_per_epoch(9, 8) == 1
     with pytest.raises(UserError, match="8 tokens, too few for block size 8") as excinfo:
         blocks_per_epoch(8, 8)
@@ -117,7 +117,7 @@ def test_a_text_shorter_than_a_block_is_refused() -> None:
 @pytest.mark.parametrize(
     ("vocab_size", "dtype"), [(65, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (200_000, "<u4")]
 )
-def test_ids_fit_their_type(vocab_size: int, dtype: str) -> None:
+def test_ids_fit_their_dtype(vocab_size: int, dtype: str) -> None:
     assert token_array.dtype_for(vocab_size) == dtype
     assert np.iinfo(dtype).max >= vocab_size - 1
 
@@ -130,7 +130,7 @@ def folder(tmp_path: Path) -> Path:
     return find_or_prepare(PrepareRequest(data, name="x"), tmp_path).folder
 
 
-def test_a_prepared_folder_opens(folder: Path) -> None:
+def test_prepared_folder_is_opened(folder: Path) -> None:
     dataset = open_dataset(folder)
     end = dataset.tokenizer.end_of_text
     assert end is not None
@@ -143,7 +143,7 @@ def test_a_prepared_folder_opens(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
+def test_damage_is_detected(folder: Path, name: str, damage: str) -> None:
     path = folder / name
     content = bytearray(path.read_bytes())
     if damage == "gone":
@@ -157,7 +157,7 @@ def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
         open_dataset(folder)
 
 
-def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
+def test_another_tokenizer_of_the_same_size_is_detected(folder: Path) -> None:
     tokenizer = open_dataset(folder).tokenizer
     changed = CharTokenizer(
         tokenizer.decode(range(tokenizer.vocab_size - 1)).replace("h", "H"), end_of_text=True
@@ -168,8 +168,8 @@ def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
         open_dataset(folder)
 
 
-def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
-    """Also where hash and seal are those of what is there."""
+def test_array_with_an_id_outside_the_vocabulary_is_refused(folder: Path) -> None:
+    """Even if hash and seal match the file."""
     tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
     ids = np.fromfile(folder / "train.bin", dtype="<u2")
     for token_id, is_valid in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
@@ -184,14 +184,14 @@ def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> N
                 open_dataset(folder)
 
 
-def test_arrays_of_another_type_are_refused(folder: Path) -> None:
+def test_arrays_of_another_dtype_are_refused(folder: Path) -> None:
     tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
     (folder / "meta.json").write_text(files.dump_checksummed({**tree, "dtype": "<i2"}))
     with pytest.raises(UserError, match="its fields are inconsistent"):
         open_dataset(folder)
 
 
-def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
+def test_fingerprint_depends_on_both_arrays_and_the_tokenizer(folder: Path) -> None:
     original = open_dataset(folder).meta
     variants = [
         replace(original, train=replace(original.train, sha256="0")),
@@ -201,7 +201,7 @@ def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
     assert len({original.fingerprint, *(variant.fingerprint for variant in variants)}) == 4
 
 
-def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
+def test_newer_format_asks_for_an_update(folder: Path) -> None:
     tree = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.META_FORMAT_VERSION + 1}))
     with pytest.raises(UserError, match="newer mlxgpt") as excinfo:

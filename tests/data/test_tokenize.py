@@ -21,7 +21,7 @@ PIECES = [
 
 
 class BlockingTokenizer(CharTokenizer):
-    """Encodes nothing until it may."""
+    """Blocks in `encode_documents` until `proceed` is set."""
 
     def __init__(self) -> None:
         super().__init__(TOKENIZER.characters, end_of_text=True)
@@ -34,7 +34,7 @@ class BlockingTokenizer(CharTokenizer):
         return super().encode_documents(text)
 
 
-def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
+def test_interruption_does_not_wait_for_chunks_being_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = BlockingTokenizer()
@@ -52,9 +52,7 @@ def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
 
 
 @pytest.mark.parametrize("start", [0, 5])
-def test_chunks_come_out_in_their_order_and_are_counted(
-    monkeypatch: pytest.MonkeyPatch, start: int
-) -> None:
+def test_chunks_are_ordered_and_counted(monkeypatch: pytest.MonkeyPatch, start: int) -> None:
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
     chunks = list(encode_pieces(PIECES, TOKENIZER, "<u2", start=start))
     assert len(chunks) > 20

@@ -1,4 +1,6 @@
-"""What ranks must have in common; group_contract.py asks the same of a real group."""
+"""Checks that all ranks have the same settings and arrays, with fake ranks; group_contract.py tests
+them on real groups.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from mlxgpt.utils.errors import UserError
 
 
 class AnsweringGroup(LocalGroup):
-    """A main rank, to which the others answer with given values; None: with its own."""
+    """A main rank to which the other ranks send fixed values, or its own value where None."""
 
     def __init__(self, *answers: Any) -> None:
         super().__init__(0, 1 + len(answers), ["a", "b", "c"][: 1 + len(answers)])
@@ -26,7 +28,7 @@ class AnsweringGroup(LocalGroup):
         return [value, *(value if answer is None else answer for answer in self.answers)]
 
 
-def test_other_values_are_named_with_their_ranks() -> None:
+def test_different_values_are_reported_with_their_ranks() -> None:
     check_same_values(AnsweringGroup(None, None), "settings", {"seed": 7})
     other_settings = {"seed": 8, "dtype": "float32"}, {"seed": 7, "dtype": "bfloat16", "bias": True}
     with pytest.raises(UserError, match="the ranks do not match") as excinfo:
@@ -39,7 +41,7 @@ def test_other_values_are_named_with_their_ranks() -> None:
     )
 
 
-def test_other_bits_stop_the_run(tiny_model: Config) -> None:
+def test_different_arrays_stop_the_run(tiny_model: Config) -> None:
     arrays = make_train_step(tiny_model).state_dicts()
     check_same_arrays(AnsweringGroup(None, None), 5, *arrays)
     with pytest.raises(
@@ -48,11 +50,11 @@ def test_other_bits_stop_the_run(tiny_model: Config) -> None:
         check_same_arrays(AnsweringGroup(None, "another hash"), 5, *arrays)
 
 
-def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
+def test_every_array_changes_the_hash(tiny_model: Config) -> None:
     step = make_train_step(tiny_model)
     hashes = {hash_arrays(*step.state_dicts())}
     parameters, optimizer = step.state_dicts()
-    # One number in the state, whose copies in a checkpoint are the same.
+    # These are copies of one step counter, so changing one of them alone has no effect.
     duplicate_names = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
     for arrays in (parameters, optimizer):
         for name, value in arrays.items():
@@ -70,7 +72,7 @@ def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
     assert hash_arrays(*make_train_step(tiny_model).state_dicts()) in hashes
 
 
-def test_the_hash_is_of_names_and_small_bits() -> None:
+def test_the_hash_covers_names_and_the_sign_of_zero() -> None:
     zero = {"a": mx.array([0.0])}
     assert hash_arrays(zero) != hash_arrays({"a": mx.array([-0.0])})
     assert hash_arrays(zero) != hash_arrays({"b": mx.array([0.0])})

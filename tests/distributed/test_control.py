@@ -1,4 +1,4 @@
-"""Control channels over the loopback: what they carry, and when they end all ranks."""
+"""Control channels over the loopback interface: messages, and failures that end all ranks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HOSTNAME = socket.gethostname()
 
 
 class ExitRecorder:
-    """How ranks ended: their exit codes, and what they wrote on file descriptor 2."""
+    """Records the exit codes of ranks and what they wrote to stderr."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self.codes: list[int] = []
         self._capfd, self._stderr = capfd, ""
 
     def exit(self, code: int) -> None:
-        """In place of `os._exit`; returns."""
+        """Replacement for `os._exit` that returns."""
         self.codes.append(code)
 
     @property
@@ -83,13 +83,13 @@ def wait_until(condition: Callable[[], object]) -> None:
 def call_on_all_ranks(
     ranks: list[ControlChannel], call: Callable[[ControlChannel], Any]
 ) -> list[Any]:
-    """What a call gives on each rank, all at once."""
+    """Call a function on all ranks in parallel; return each rank's result."""
     with ThreadPoolExecutor(len(ranks)) as pool:
         return list(pool.map(call, ranks))
 
 
 def start_threads(calls: list[Callable[[], Any]]) -> None:
-    """Start all calls. They wait forever, or fail where `os._exit` would have ended them."""
+    """Run each call in a daemon thread; it may block forever, or fail after `os._exit` returned."""
 
     def run(call: Callable[[], Any]) -> None:
         with contextlib.suppress(Exception):
@@ -113,18 +113,18 @@ def test_values_reach_all_ranks_in_order(
     assert exit_recorder.codes == []
 
 
-def test_the_main_rank_may_be_ahead_by_many_broadcasts(
+def test_the_main_rank_can_be_many_broadcasts_ahead(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     for n in range(200):
         ranks[0].broadcast("ahead", n)
-    time.sleep(0.2)  # of heartbeats
+    time.sleep(0.2)  # ten heartbeats
     for rank in ranks[1:]:
         assert [rank.broadcast("ahead") for _ in range(200)] == list(range(200))
     assert exit_recorder.codes == []
 
 
-def test_a_rank_that_has_left_is_not_lost(
+def test_a_rank_that_closed_its_channel_is_not_reported_as_lost(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[2].close()
@@ -132,7 +132,7 @@ def test_a_rank_that_has_left_is_not_lost(
     assert exit_recorder.codes == []
 
 
-def test_a_lost_rank_is_named_and_all_end(
+def test_a_lost_rank_is_reported_and_all_ranks_exit(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[2]._closed.set()
@@ -145,7 +145,7 @@ def test_a_lost_rank_is_named_and_all_end(
     ]
 
 
-def test_a_lost_main_rank_is_named_by_the_others(
+def test_a_lost_main_rank_is_reported_by_the_others(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[0]._closed.set()
@@ -156,7 +156,7 @@ def test_a_lost_main_rank_is_named_by_the_others(
     assert lines == ["mlxgpt: lost rank 0 of 3 (on here): its connection was closed"] * 2
 
 
-def test_a_missing_heartbeat_ends_all_once_steps_are_taken(
+def test_a_missing_heartbeat_ends_all_ranks_once_the_timeout_is_set(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks[1].peers[0], "send", lambda message: None)
@@ -172,7 +172,7 @@ def test_a_missing_heartbeat_ends_all_once_steps_are_taken(
 def test_another_ranks_error_is_printed_by_the_main_rank(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
-    ranks[1].abort("no memory", "buy some.")  # returns when it is ended, as all others are
+    ranks[1].abort("no memory", "buy some.")  # returns, because `os._exit` is replaced
     wait_until(lambda: len(exit_recorder.codes) == 3)
     assert exit_recorder.codes == [control.EXIT_USER_ERROR] * 3
     assert exit_recorder.lines == [
@@ -198,7 +198,7 @@ def test_the_main_ranks_error_is_printed_by_its_caller(
         ([(5, 4), (5, 4), (5, 4)], "timeout: all 3 ranks are still waiting in all-reduce loss"),
     ],
 )
-def test_a_rank_that_does_not_come_is_named(
+def test_a_stalled_rank_is_reported(
     ranks: list[ControlChannel],
     exit_recorder: ExitRecorder,
     sums: list[tuple[int, int]],
@@ -215,7 +215,7 @@ def test_a_rank_that_does_not_come_is_named(
     assert exit_recorder.lines[0] == f"mlxgpt: {problem}"
 
 
-def test_ranks_that_take_steps_continue(
+def test_ranks_that_make_progress_are_not_stopped(
     ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[0].step_seconds = 0.0
@@ -228,12 +228,12 @@ def test_ranks_that_take_steps_continue(
 
 
 @pytest.mark.parametrize("early", range(3))
-def test_other_names_than_expected_end_all_ranks(exit_recorder: ExitRecorder, early: int) -> None:
-    """Whatever the order of calls: one waits for a message that no rank sends."""
+def test_different_collectives_end_all_ranks(exit_recorder: ExitRecorder, early: int) -> None:
+    """In any order of calls; each rank waits for a message that no other rank sends."""
 
     def reduce(rank: ControlChannel) -> None:
         with rank.all_reduce("gradients of 10 float32"):
-            threading.Event().wait(60)  # as MLX does
+            threading.Event().wait(60)  # MLX would block here
 
     ranks = connect_ranks(3)
     call_on_all_ranks(ranks, lambda r: r.barrier("start"))
@@ -270,10 +270,10 @@ def test_other_names_than_expected_end_all_ranks(exit_recorder: ExitRecorder, ea
     ],
 )
 @pytest.mark.parametrize("waiting", [0, 1])
-def test_every_pair_of_collectives_is_compared(
+def test_every_pair_of_different_collectives_is_detected(
     exit_recorder: ExitRecorder, main: str, other: str, waiting: int
 ) -> None:
-    """Each rank says where it is, although neither gets what it waits for."""
+    """Each rank reports its position although both are blocked."""
 
     def enter(rank: ControlChannel, kind: str, name: str) -> None:
         if kind == "gather":
@@ -298,10 +298,10 @@ def test_every_pair_of_collectives_is_compared(
     assert f"rank 1 of 2 (on {HOSTNAME}) in {other.replace('_', '-')} b (number 1)" in problem
 
 
-def test_a_value_of_another_name_is_refused_by_its_receiver(
+def test_a_receiver_rejects_a_value_with_the_wrong_name(
     exit_recorder: ExitRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, before the main rank compares what was reported."""
+    """Without waiting for the main rank to compare the positions."""
     monkeypatch.setattr(ControlChannel, "_compare_order", lambda self: None)
     ranks = connect_ranks(2)
     start_threads([partial(ranks[0].broadcast, "a", 1), partial(ranks[1].broadcast, "b")])
@@ -314,8 +314,8 @@ def test_a_value_of_another_name_is_refused_by_its_receiver(
     )
 
 
-def test_a_rank_one_collective_behind_is_found(exit_recorder: ExitRecorder) -> None:
-    """Of the same name, but not the same number: as where a condition differs."""
+def test_a_rank_one_collective_behind_is_detected(exit_recorder: ExitRecorder) -> None:
+    """The collectives have the same name but different numbers, as when one rank skips a call."""
     ranks = connect_ranks(2)
     call_on_all_ranks(ranks, lambda r: r.barrier("start"))
     ranks[0].broadcast("only here")
@@ -325,7 +325,7 @@ def test_a_rank_one_collective_behind_is_found(exit_recorder: ExitRecorder) -> N
     assert "in gather loss (number 2)" in exit_recorder.lines[0]
 
 
-def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unauthenticated_connections_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "CONNECT_TIMEOUT", 0.5)
     listener, address = control.open_listener("127.0.0.1")
     for hello in (
@@ -342,7 +342,7 @@ def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
         control.accept_peers(listener, 2, address["password"])
 
 
-def test_an_address_that_does_not_answer_is_named() -> None:
+def test_an_unreachable_address_is_reported() -> None:
     listener, address = control.open_listener("127.0.0.1")
     listener.close()
     with pytest.raises(UserError, match="cannot connect to rank 0 at 127"):

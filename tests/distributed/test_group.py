@@ -1,5 +1,5 @@
-"""Groups of several processes: what they send, and how they end. What both kinds of group have in
-common is in group_contract.py.
+"""Groups of several processes: communication, errors and lost ranks. The contract that they share
+with the local group is tested in test_group_contract.py.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class RecordingGroup(MLXGroup):
-    """One rank alone on `mx.distributed`; keeps the arrays that it sums, and whether it was watched
-    meanwhile.
-    """
+    """A single rank on `mx.distributed` that records its sums, and whether the watchdog was on."""
 
     def __init__(self) -> None:
         self.channel = ControlChannel(0, 1, {})
@@ -59,14 +57,14 @@ def recording_group() -> Iterator[RecordingGroup]:
 
 
 def run_on_ranks(code: str, size: int = 2) -> RankResults:
-    """Some ranks that join a group, and then run some code."""
+    """Start `size` ranks that join a group and run `code`; return their results."""
     indented = "".join(f"    {line}\n" for line in code.splitlines())
     with RankProcesses(command=["-c", JOIN_GROUP_CODE + indented], size=size) as ranks:
         return ranks.wait()
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_gradients_are_one_array_of_their_dtype_and_the_loss_is_summed_in_32_bits(
+def test_gradients_are_packed_into_one_array_and_the_loss_is_summed_in_float32(
     recording_group: RecordingGroup, dtype: mx.Dtype
 ) -> None:
     gradients = {"a": mx.full((2, 3), 1 / 3), "b": mx.array([-2.0])}
@@ -80,7 +78,7 @@ def test_gradients_are_one_array_of_their_dtype_and_the_loss_is_summed_in_32_bit
         assert mx.array_equal(means[key], gradient.astype(dtype).astype(mx.float32))
 
 
-def test_sums_are_announced_by_name_count_and_dtype(recording_group: RecordingGroup) -> None:
+def test_all_reduces_are_named_by_array_size_and_dtype(recording_group: RecordingGroup) -> None:
     recording_group.sum("loss", mx.zeros((2, 3), mx.bfloat16))
     position = recording_group.channel.position
     assert position.name == "all-reduce loss of 6 mlx.core.bfloat16"
@@ -91,7 +89,7 @@ def test_sums_are_announced_by_name_count_and_dtype(recording_group: RecordingGr
     )
 
 
-def test_steps_are_watched_but_not_while_arrays_are_broadcast(
+def test_the_watchdog_covers_steps_but_not_array_broadcasts(
     recording_group: RecordingGroup,
 ) -> None:
     def record_watched_flags() -> list[bool]:
@@ -110,7 +108,7 @@ def test_steps_are_watched_but_not_while_arrays_are_broadcast(
     assert record_watched_flags() == [False] * 3
 
 
-def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
+def test_a_single_process_joins_the_local_group(notes: list[str]) -> None:
     with init_process_group() as group:
         assert group is LOCAL_GROUP
     assert notes == []
@@ -127,7 +125,7 @@ def test_the_group_is_announced_by_the_main_rank() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_one_rank_ends_all(rank: int) -> None:
+def test_an_error_on_one_rank_ends_all_ranks(rank: int) -> None:
     code = (
         f"if group.rank == {rank}:\n    raise UserError('no memory', 'buy some.')\n"
         "group.gather('never', 1)"
@@ -143,7 +141,7 @@ def test_an_error_of_one_rank_ends_all(rank: int) -> None:
         assert results.errors[1] == ""
 
 
-def test_a_rank_that_ends_early_is_not_waited_for_in_vain() -> None:
+def test_a_rank_that_finishes_early_ends_all_ranks() -> None:
     results = run_on_ranks("if group.rank: group.gather('only here', 1)")
     assert results.codes == [1, 1]
     assert "rank 0 of 2" in results.errors[0]
@@ -162,8 +160,8 @@ def test_a_rank_that_ends_early_is_not_waited_for_in_vain() -> None:
         ("group.sum('c', mx.ones(100_000))", "group.sum('d', mx.ones(100_000))"),
     ],
 )
-def test_ranks_in_different_collectives_end_with_the_names_of_both(main: str, other: str) -> None:
-    """Also of sums that MLX takes for one. test_control.py has all pairs."""
+def test_different_collectives_are_reported_on_real_ranks(main: str, other: str) -> None:
+    """Including sums that MLX would add up. test_control.py has all pairs."""
     results = run_on_ranks(f"if group.is_main:\n    {main}\nelse:\n    {other}\n"
                 "group.barrier('after')")  # fmt: skip
     assert results.codes == [1, 1]
@@ -172,7 +170,7 @@ def test_ranks_in_different_collectives_end_with_the_names_of_both(main: str, ot
 
 
 def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
-    """As where the main thread is stuck in an all-reduce that began while it was logging."""
+    """The lock stays held when the main thread blocks in an all-reduce while logging."""
     results = run_on_ranks(
         "if group.rank: time.sleep(1); os._exit(9)\n"
         "handler = logging.StreamHandler()\n"
@@ -187,10 +185,10 @@ def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
     assert problem + remedy in results.errors[0]
 
 
-def test_the_main_rank_has_an_address_where_its_name_has_none(
+def test_the_main_address_is_found_without_a_resolvable_hostname(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As on many Macs: by the route to other machines, and without one on this machine alone."""
+    """As on many Macs: from the route to other machines, or loopback if there is none."""
 
     def fail_lookup(name: str) -> str:
         raise socket.gaierror(8, "nodename nor servname provided, or not known")

@@ -1,4 +1,4 @@
-"""One process and several keep the same promises: see tests/helpers/group_contract.py."""
+"""Local and MLX groups fulfill the same contract: see tests/helpers/group_contract.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMISES = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What each of several processes says of each promise."""
+    """The result of each check of the contract on each of several processes."""
     with contextlib.chdir(tmp_path_factory.mktemp("ranks")):
         with RankProcesses(command=["-m", "tests.helpers.group_contract"], size=SIZE) as ranks:
             results = ranks.wait()
@@ -32,7 +32,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 
 @PROMISES
-def test_one_process(
+def test_one_process_fulfills_the_contract(
     promise: Callable[[ProcessGroup], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_one_process(
 
 
 @PROMISES
-def test_several_processes(
+def test_several_processes_fulfill_the_contract(
     promise: Callable[[ProcessGroup], None], outcomes: list[dict[str, str]]
 ) -> None:
     for rank in range(SIZE):
@@ -48,7 +48,7 @@ def test_several_processes(
 
 
 def test_every_method_is_in_the_contract() -> None:
-    """But `close` and `abort`, which end a group: see test_group.py."""
+    """Except `close` and `abort`, which end a group: see test_group.py."""
     tree = ast.parse(getsource(group_contract))
     called_methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     public_methods = {name for name in vars(ProcessGroup) if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""Whether mlx.launch started this process, by what it leaves in the environment."""
+"""Detection of mlx.launch from environment variables."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def no_launcher_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_is_not_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not launcher.is_launched()
     assert launcher.get_rank() == 0
     assert launcher.prepend_launcher("mlxgpt train") == "mlxgpt train"
     hosts = tmp_path / "hosts"
-    hosts.write_text("\n")  # as mlx.launch has it for one process
+    hosts.write_text("\n")  # mlx.launch's file for one process
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
     assert not launcher.is_launched()
     assert launcher.read_hostfile() == []
@@ -40,7 +40,7 @@ def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("ips", "given"),
     [(["127.0.0.1"] * 3, "-n 3"), (["10.0.0.1", "10.0.0.2"], "--hostfile YOURS.json")],
 )
-def test_with_others(
+def test_rank_hosts_and_command_of_launched_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ips: list[str], given: str
 ) -> None:
     hosts = tmp_path / "hosts"
@@ -56,7 +56,7 @@ def test_with_others(
     assert launcher.resume_command() == expected
 
 
-def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/lib/mlxgpt/__main__.py", "train", "--tier", "2"])
     assert launcher.resume_command() == "mlxgpt train --tier 2"
     monkeypatch.setattr(sys, "argv", ["my.py", "--fast"])
@@ -65,7 +65,7 @@ def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_other_engines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_other_backends_are_detected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "4")
     assert launcher.is_launched()
     monkeypatch.setenv(name, "1")

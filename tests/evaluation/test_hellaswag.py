@@ -1,4 +1,4 @@
-"""HellaSwag on a small file of its form: against the plainest computation, and on damaged files."""
+"""HellaSwag on a small file: against a naive implementation, and with damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.hellaswag_examples import CASES, EXAMPLES_JSONL, check_error_
 
 
 def make_model(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:
-    """A model that is far from uniform."""
+    """A random model whose predictions are far from uniform."""
     model = GPT(ModelConfig(2, 2, n_embd, block_size, vocab_size, dropout=0.0, bias=True), seed)
     model.wte.weight = model.wte.weight * 20
     model.wpe.weight = model.wpe.weight * 20
@@ -47,7 +47,7 @@ def tokenizer() -> BPETokenizer:
 def reference_losses(
     model: GPT, tokenizer: Tokenizer, example: HellaSwagExample, bos: int | None
 ) -> list[list[float]]:
-    """Nats of each token of each ending, one sequence at a time, in double precision."""
+    """Losses of each token of each ending in nats, one sequence at a time, in double precision."""
     result = []
     for ending in example.endings:
         ids = [bos] if bos is not None else []
@@ -70,7 +70,7 @@ def reference_losses(
 def score_endings(
     model: GPT, tokenizer: Tokenizer, examples: list[HellaSwagExample], bos: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """sums[N, 4], counts[N, 4], cut[N], in the examples' order; each example is there once."""
+    """Summed losses [N, 4], token counts [N, 4] and truncated [N], in the order of the examples."""
     scores = sorted(
         ending_losses(model, tokenizer, examples, bos=bos), key=lambda score: score.example_index
     )
@@ -82,12 +82,12 @@ def score_endings(
     )
 
 
-# The losses and what comes of them.
+# Losses and accuracies.
 
 
 @pytest.mark.parametrize("block_size", [7, 20, 33, 128])
 @pytest.mark.parametrize("bos", [None, 5])
-def test_it_is_the_plainest_computation(
+def test_losses_and_accuracies_match_a_naive_implementation(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], block_size: int, bos: int | None
 ) -> None:
     model = make_model(tokenizer.vocab_size, block_size)
@@ -117,19 +117,17 @@ def test_it_is_the_plainest_computation(
     assert result.cut == sum(truncated)
 
 
-def test_sum_and_mean_choose_differently(
+def test_sum_and_mean_choose_different_endings(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
-    """In one case the likeliest ending is the shortest, in the other it is not; else the test above
-    could not tell the two accuracies from each other.
-    """
+    """Otherwise the test above could not tell the two accuracies apart."""
     sums, counts, _ = score_endings(make_model(tokenizer.vocab_size), tokenizer, examples)
     assert (sums.argmin(1) != (sums / counts).argmin(1)).any()
 
 
 @pytest.mark.parametrize("bucket", [1, 8, 100, 1000])
 @pytest.mark.parametrize("at_once", [1, 300, 100_000])
-def test_losses_know_nothing_of_batches_and_padding(
+def test_losses_do_not_depend_on_batches_and_padding(
     tokenizer: BPETokenizer,
     examples: list[HellaSwagExample],
     monkeypatch: pytest.MonkeyPatch,
@@ -145,10 +143,10 @@ def test_losses_know_nothing_of_batches_and_padding(
     assert actual[1].tolist() == expected[1].tolist()
 
 
-def test_shapes_are_few(
+def test_batches_have_few_shapes(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is traced once, and none is longer than the block."""
+    """Each shape is traced once, and none is longer than the block."""
     shapes = []
 
     class ShapeRecorder(GPT):
@@ -187,8 +185,8 @@ def test_permuted_endings_have_permuted_losses(
 
 
 def make_copy_model(letters: str) -> tuple[GPT, CharTokenizer]:
-    """A model that is certain of seeing the last character again: every embedding is orthogonal to
-    the others, and the blocks add nothing.
+    """A model that predicts the last character again with certainty: the embeddings are orthogonal,
+    and the blocks add nothing.
     """
     tokenizer = CharTokenizer(letters, end_of_text=False)
     model = make_model(tokenizer.vocab_size, n_embd=32)
@@ -200,7 +198,7 @@ def make_copy_model(letters: str) -> tuple[GPT, CharTokenizer]:
     return model, tokenizer
 
 
-def test_an_ending_that_the_model_is_certain_of_is_chosen() -> None:
+def test_a_certain_ending_is_chosen() -> None:
     model, tokenizer = make_copy_model("abcdef ")
     wrong = ("a", "fed", "   a   ")
     for label in range(4):
@@ -214,7 +212,7 @@ def test_an_ending_that_the_model_is_certain_of_is_chosen() -> None:
         assert (wrong_result.accuracy, wrong_result.accuracy_norm) == (0, 0)
 
 
-def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
+def test_a_uniform_model_chooses_the_shortest_ending() -> None:
     tokenizer = CharTokenizer("abcdef ", end_of_text=False)
     model = make_model(10)
     model.wte.weight = mx.zeros_like(model.wte.weight)
@@ -225,7 +223,7 @@ def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
     assert evaluate_hellaswag(model, tokenizer, [example]).accuracy == 1
 
 
-def test_progress_is_told_of_every_example(
+def test_progress_is_reported_for_every_example(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
     updates: list[tuple[int, int, float]] = []
@@ -241,7 +239,7 @@ def test_progress_is_told_of_every_example(
     assert all(share * done == pytest.approx(round(share * done)) for done, _, share in updates)
 
 
-# What gives no figure.
+# Errors of the evaluation.
 
 
 def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[HellaSwagExample]) -> None:
@@ -269,7 +267,7 @@ def test_ids_beyond_the_model_are_refused(
     check_error_format(error.value, f"ids beyond the model's vocabulary of {room}")
 
 
-def test_no_examples_and_broken_weights_give_no_figure(
+def test_no_examples_and_nonfinite_losses_are_refused(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
     model = make_model(tokenizer.vocab_size)
@@ -282,7 +280,7 @@ def test_no_examples_and_broken_weights_give_no_figure(
     check_error_format(error.value, "losses are not finite")
 
 
-def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_path: Path) -> None:
+def test_lone_surrogates_are_accepted(tokenizer: BPETokenizer, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text(json.dumps({**make_example(), "ctx": "a \ud83d b"}))
     assert (
         evaluate_hellaswag(
@@ -292,7 +290,7 @@ def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_pa
     )
 
 
-def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
+def test_line_ends_are_normalized_as_in_training_texts(tmp_path: Path) -> None:
     endings = ["a\r\nb", "c\rd", "\ufeffe", "f"]
     odd = {**make_example(), "ctx": "\ufeffa\r\nb", "endings": endings}
     (tmp_path / "odd.jsonl").write_text(json.dumps(odd))
@@ -300,10 +298,10 @@ def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
     assert (example.context, *example.endings) == ("a\nb", "a\nb", "c\nd", "e", "f")
 
 
-# Files.
+# Loading files.
 
 
-def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+def test_load_examples(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text(EXAMPLES_JSONL.replace("\n", "\r\n\n"), encoding="utf-8")
     examples = load_examples(path)
@@ -336,7 +334,7 @@ DAMAGED_LINES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED_LINES)
-def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_line_is_reported(tmp_path: Path, damage: str) -> None:
     content = DAMAGED_LINES[damage]
     if isinstance(content, dict):
         content = json.dumps(make_example() | content)
@@ -348,7 +346,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     check_error_format(error.value, f"^{re.escape(str(path))}, line 14 (has|is) ")
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_and_oversized_files_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path, problem in (
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),

@@ -1,4 +1,4 @@
-"""HellaSwag's validation split from a server that is laid out as GitHub."""
+"""Downloads of HellaSwag's validation split from a local server in place of GitHub."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.fake_hub import GitHub, run_servers
 from tests.helpers.hellaswag_examples import EXAMPLES_JSONL, check_error_format
 
-NOWHERE = "http://127.0.0.1:9"  # a port that refuses
+NOWHERE = "http://127.0.0.1:9"  # refuses connections
 
 
 class HellaSwagServer(GitHub):
-    """raw.githubusercontent.com with our file in HellaSwag's place."""
+    """raw.githubusercontent.com, with our file in place of HellaSwag."""
 
     path = "/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 
 
 class HellaSwagCache:
-    """A machine with an empty cache, that knows our file's size and hash as HellaSwag's."""
+    """An empty cache that expects the size and hash of our file."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
         self.folder, self.monkeypatch, self.notes = folder, monkeypatch, notes
 
     def load(self, address: str) -> list[HellaSwagExample]:
-        """From GitHub, or what stands at that address instead."""
+        """Load the examples, downloading from `address` if they are not cached."""
         self.monkeypatch.setattr(hellaswag, "VALIDATION_URL", address + HellaSwagServer.path)
         self.notes.clear()
         return load_examples()
@@ -49,7 +49,7 @@ class HellaSwagCache:
 def hellaswag_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> Iterator[HellaSwagCache]:
-    # Servers are reached directly, whatever proxies there are, by a session that knows it.
+    # Bypass any configured proxies; the hub's session has to be recreated for this.
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
@@ -64,14 +64,14 @@ def hellaswag_cache(
     huggingface_hub.close_session()
 
 
-def test_the_address_is_githubs() -> None:
+def test_the_default_url_is_on_github() -> None:
     assert (
         hellaswag.VALIDATION_URL.removeprefix("https://raw.githubusercontent.com")
         == HellaSwagServer.path
     )
 
 
-def test_it_is_fetched_once_and_kept(
+def test_the_file_is_downloaded_once_and_cached(
     hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample]
 ) -> None:
     github = HellaSwagServer(EXAMPLES_JSONL)
@@ -89,7 +89,7 @@ def test_it_is_fetched_once_and_kept(
     "damaged",
     [EXAMPLES_JSONL[:-1], EXAMPLES_JSONL.replace("kettle", "nettle"), EXAMPLES_JSONL + "\n"],
 )
-def test_a_damaged_cache_is_fetched_anew(
+def test_a_damaged_cached_file_is_downloaded_again(
     hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample], damaged: str
 ) -> None:
     github = HellaSwagServer(EXAMPLES_JSONL)
@@ -101,7 +101,7 @@ def test_a_damaged_cache_is_fetched_anew(
     assert hellaswag_cache.cached_file.read_bytes() == EXAMPLES_JSONL.encode()
 
 
-def test_a_download_that_breaks_off_is_tried_again(
+def test_an_interrupted_download_is_retried(
     hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample]
 ) -> None:
     github = HellaSwagServer(EXAMPLES_JSONL, "breaks")
@@ -110,7 +110,7 @@ def test_a_download_that_breaks_off_is_tried_again(
     assert len(github.requests) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_an_unwritable_cache_is_not_used(
     hellaswag_cache: HellaSwagCache,
     examples: list[HellaSwagExample],
     monkeypatch: pytest.MonkeyPatch,
@@ -140,16 +140,14 @@ SERVERS_BY_REASON = {
 
 
 @pytest.mark.parametrize("reason", SERVERS_BY_REASON)
-def test_where_it_cannot_be_had_the_reason_is_told(
-    hellaswag_cache: HellaSwagCache, reason: str
-) -> None:
+def test_a_failed_download_reports_the_reason(hellaswag_cache: HellaSwagCache, reason: str) -> None:
     with run_servers(SERVERS_BY_REASON[reason]), pytest.raises(UserError) as error:
         hellaswag_cache.load(SERVERS_BY_REASON[reason].address)
     check_error_format(error.value, rf"^HellaSwag could not be downloaded \(127.0.0.1: {reason}")
     assert not list(hellaswag_cache.folder.rglob("*.jsonl"))
 
 
-def test_without_a_network_it_is_told(
+def test_a_missing_network_is_reported(
     hellaswag_cache: HellaSwagCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError) as error:

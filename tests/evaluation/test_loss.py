@@ -16,19 +16,19 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.stats import flops_per_token
 from mlxgpt.utils.errors import UserError
 
-LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
+LETTERS = "äbcdefghijklmnopqr"  # 18 characters, one of them two bytes long
 
 
 def make_evaluator(
     model: GPT, tokenizer: CharTokenizer, ids: np.ndarray, bos: int | None = None, **options: Any
 ) -> Evaluator:
-    """Of a model on ids of 19, in float32."""
+    """An evaluator in float32, for token ids below 19."""
     dataset = EvalDataset(TokenArray(ids, 19), tokenizer, bos)
     return Evaluator(model, dataset, compile_eval_step(model, mx.float32), **options)
 
 
 def total_nats(model: GPT, ids: np.ndarray) -> float:
-    """Summed nats of ids[1:], window by window, from the logits, in double precision."""
+    """Total loss of ids[1:] in nats, window by window from the logits, in double precision."""
     total, block = 0.0, model.config.block_size
     for start in range(0, len(ids) - 1, block):
         window = ids[start : start + block + 1]
@@ -41,7 +41,7 @@ def total_nats(model: GPT, ids: np.ndarray) -> float:
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 16, 17, 33, 100])
 @pytest.mark.parametrize("end_of_text", [True, False])
-def test_every_token_is_judged_once_the_tail_included(
+def test_every_token_is_evaluated_once_including_the_tail(
     tiny_model: Config, length: int, end_of_text: bool
 ) -> None:
     tokenizer = CharTokenizer(LETTERS, end_of_text=end_of_text)
@@ -64,10 +64,10 @@ def test_every_token_is_judged_once_the_tail_included(
         assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 
-def test_a_batch_is_bounded_by_its_operations(
+def test_batch_size_is_limited_by_flops_on_metal(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Metal alone, and there to one sequence at least."""
+    """Each thread still gets at least one sequence."""
     tokenizer, model = CharTokenizer(LETTERS, end_of_text=False), GPT(tiny_model.model, 1)
     ids = np.arange(300) % 18
 
@@ -84,7 +84,7 @@ def test_a_batch_is_bounded_by_its_operations(
         assert batch_rows() == expected
 
 
-def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
+def test_a_uniform_model_has_log2_v_bits_per_byte(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     model.wte.weight = mx.zeros_like(model.wte.weight)
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
@@ -95,7 +95,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     assert result.perplexity == pytest.approx(19)
 
 
-def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> None:
+def test_short_texts_and_invalid_ids_are_refused(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS, end_of_text=False)
     model = GPT(tiny_model.model)
     with pytest.raises(UserError, match="too short"):
@@ -106,7 +106,7 @@ def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> Non
 
 @pytest.mark.parametrize("bos", [None, 0])
 @pytest.mark.parametrize("limit", [1, 8, 30, 55, 99, 1000])
-def test_a_sample_is_windows_spread_over_the_text(
+def test_a_sample_consists_of_windows_spread_over_the_text(
     tiny_model: Config, limit: int, bos: int | None
 ) -> None:
     T = tiny_model.model.block_size

@@ -20,15 +20,17 @@ pytestmark = pytest.mark.usefixtures("no_check")
 
 @pytest.fixture
 def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run on the storybook, with a BPE."""
+    """A run on the synthetic stories, with a BPE."""
     monkeypatch.setattr(sample_quality, "NUM_STORIES", 3)
     monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 300)
-    api.prepare("storybook", vocab_size=400, megabytes=0.1, name="s")
+    api.prepare("synthetic", vocab_size=400, megabytes=0.1, name="s")
     api.train(config=tiny, source="s", run="r", max_steps=4, block_size=160, sample_tokens=0)
     return home
 
 
-def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quality_has_four_columns_and_is_saved(
+    stories: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     quality = api.appraise()
     assert list(quality.columns) == ["model", "real", "shuffled words", "n-gram"]
     for column in quality.columns.values():
@@ -53,9 +55,7 @@ def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[st
     assert "shuffled words" in capsys.readouterr().out
 
 
-def test_a_single_text_is_appraised_by_its_words(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quality_of_a_run_on_a_single_text(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_quality, "WINDOW_TOKENS", 50)
     quality = api.appraise()
     assert quality.prompt == ""
@@ -64,7 +64,7 @@ def test_a_single_text_is_appraised_by_its_words(
     assert quality.columns["real"]["dictionary words"] is not None
 
 
-def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
+def test_log_likelihoods_match_evaluation(stories: Path) -> None:
     run = find_run("r", Path("runs"))
     model, _ = load_model(run)
     texts = ["Once upon a time, a girl named Mia found a ball.", "It was red."]
@@ -90,10 +90,10 @@ def test_held_out_documents_come_from_the_validation_text(
     assert set(texts) <= set(everything)
 
 
-def test_real_texts_are_cut_where_the_models_are(
+def test_real_texts_are_truncated_at_the_length_limit_of_samples(
     stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a column's share of those that ended is one of the same kind."""
+    """Otherwise the shares of texts that ended could not be compared."""
     dataset = api.prepare("s")
     monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 10_000)
     lengths = sorted(
@@ -107,7 +107,7 @@ def test_real_texts_are_cut_where_the_models_are(
     assert len(set(lengths)) == 3
 
 
-def test_the_training_text_comes_whole_and_cut_between_words(
+def test_the_training_text_is_decoded_completely_and_split_between_words(
     stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = api.prepare("s")
@@ -121,7 +121,7 @@ def test_the_training_text_comes_whole_and_cut_between_words(
     assert 1000 < len(prefix) < 2000
 
 
-def test_quality_and_another_text_exclude_each_other(
+def test_quality_and_source_are_mutually_exclusive(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["eval", "--quality", "--source", "words.txt"]) == 2

@@ -22,7 +22,7 @@ NAMES = [metric.name for metric in METRICS]
 GRAMMAR = "grammar errors per 100 words"
 GROUPS = 4
 
-# A real text has no end of line but \n, and `str.split` knows some more.
+# Real text has only \n as a line end, but `str.split` also splits at others.
 texts_strategy = st.text(st.sampled_from('ab "\n.') | st.characters(codec="utf-8"), max_size=60)
 
 
@@ -43,10 +43,10 @@ def metric_value(name: str, *texts: str, overlap: TrainingOverlap | None = None)
     return compute_metrics(texts, overlap)[name]
 
 
-# Each metric, by hand.
+# Each metric against values computed by hand.
 
 
-def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
+def test_split_sentences() -> None:
     text = '"Stop!" he cried. "No!" Tom said.\nHe fell,\nit hurt... "Oh. My!"\n\nBye\n\nOff'
     assert text_metrics.split_sentences(text) == [
         '"Stop!" he cried.',
@@ -80,7 +80,7 @@ def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
         ("Tom ran,", 0),
     ],
 )
-def test_a_complete_sentence_has_its_capital_and_its_stop(sentence: str, complete: int) -> None:
+def test_a_complete_sentence_has_a_capital_and_a_final_stop(sentence: str, complete: int) -> None:
     assert metric_value("complete sentences", sentence) == complete
 
 
@@ -99,7 +99,7 @@ def test_grammar_errors_are_per_100_words() -> None:
     )
 
 
-def test_taste_and_unknown_names_are_no_grammar_errors() -> None:
+def test_style_and_unknown_names_are_not_grammar_errors() -> None:
     needs_harper()
     assert (
         metric_value(
@@ -109,21 +109,21 @@ def test_taste_and_unknown_names_are_no_grammar_errors() -> None:
     )
 
 
-def test_without_harper_only_the_grammar_is_missing(no_harper: None) -> None:
+def test_without_harper_only_grammar_errors_are_missing(no_harper: None) -> None:
     overlap = TrainingOverlap.scan(["Tom ran."], ["Tom ran"])
     values = compute_metrics(["Tom ran."], overlap)
     assert values[GRAMMAR] is None
     assert values["dictionary words"] == 1
 
 
-def test_dictionary_words_are_those_of_the_training_text() -> None:
+def test_dictionary_words_occur_in_the_training_text() -> None:
     texts = ["The cat didn't zorb.", "A cat, a “cat”!"]
     overlap = TrainingOverlap.scan(texts, ['the CAT "a" ', "dog didn’t"])
     assert overlap.words == {b"the", b"cat", b"a", b"didnt"}
     assert metric_value("dictionary words", *texts, overlap=overlap) == 7 / 8
 
 
-def test_distinct_n_grams_do_not_depend_on_how_much_text_there_is() -> None:
+def test_distinct_n_grams_do_not_depend_on_the_amount_of_text() -> None:
     name = "distinct 3-grams"
     repeated, distinct = "a b " * 500, " ".join(f"w{n}" for n in range(1000))
     assert metric_value(name, repeated) == 2 / 998
@@ -134,17 +134,17 @@ def test_distinct_n_grams_do_not_depend_on_how_much_text_there_is() -> None:
     assert metric_value(name, repeated[:-2]) is None
 
 
-def test_copied_8_grams_are_those_of_the_training_text() -> None:
+def test_copied_8_grams_occur_in_the_training_text() -> None:
     texts = ["One two, three four five six seven eight nine ten", "one two three", "z " * 8]
     overlap = TrainingOverlap.scan(
         texts, ["zero one two three", "", "four five", "six seven EIGHT NINE! z z z"]
     )
-    # 1 … 8 and 2 … 9 are there, but 3 … 10 and the one of z are not.
+    # The 8-grams 1–8 and 2–9 are in the training text, 3–10 and the one of z are not.
     assert metric_value("copied 8-grams", *texts, overlap=overlap) == 2 / 4
     assert metric_value("copied 8-grams", "one two three", overlap=overlap) is None
 
 
-def test_what_needs_a_training_text_is_none_without() -> None:
+def test_metrics_of_the_training_text_are_none_without_one() -> None:
     values = compute_metrics(["one two three four five six seven eight nine"], None)
     assert values["dictionary words"] is values["copied 8-grams"] is None
 
@@ -167,15 +167,17 @@ def test_what_needs_a_training_text_is_none_without() -> None:
         ("No quotes.", None),
     ],
 )
-def test_quotes_open_and_close_in_turn(text: str, balanced: int | None) -> None:
+def test_quotes_are_balanced_if_they_open_and_close_alternately(
+    text: str, balanced: int | None
+) -> None:
     assert metric_value("quotes balanced", text) == balanced
 
 
-def test_only_texts_with_quotes_are_judged_by_them() -> None:
+def test_balanced_quotes_are_a_share_of_the_texts_with_quotes() -> None:
     assert metric_value("quotes balanced", '"Go!"', "Go!", '"Go!', '"Oh." "No."') == 2 / 3
 
 
-def test_names_stay_if_they_are_used_again_in_their_text() -> None:
+def test_names_that_stay_are_repeated_in_the_same_text() -> None:
     name = "names that stay"
     assert metric_value(name, "One day Tom met Ann. Tom smiled.") == 1 / 2
     assert metric_value(name, "One day Tom met Ann.", "But Tom met Ann, and Ann smiled.") == 1 / 4
@@ -183,21 +185,21 @@ def test_names_stay_if_they_are_used_again_in_their_text() -> None:
     assert metric_value(name, 'Ann ran. Now I know.\nThen he said, "Yes!" Yes.') is None
 
 
-def test_ended_is_the_share_that_the_caller_says() -> None:
+def test_ended_is_the_share_of_texts_marked_as_ended() -> None:
     texts = ["a", "b", "c", "d"]
     assert compute_metrics(texts, None, [True, True, False, True])["ended"] == 3 / 4
     assert compute_metrics(texts, None)["ended"] is None
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"]])
-def test_nothing_can_be_said_of_nothing(texts: list[str]) -> None:
+def test_metrics_of_empty_texts_are_none(texts: list[str]) -> None:
     values = compute_metrics(texts, TrainingOverlap.scan(texts, ["one two"]), [False] * len(texts))
     assert list(values) == NAMES
     del values["complete sentences per story"], values["ended"]
     assert set(values.values()) == {None}
 
 
-def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harper: None) -> None:
+def test_metrics_of_windows_of_a_play(shakespeare: Path, no_harper: None) -> None:
     text = shakespeare.read_text(encoding="utf-8")
     windows = [text[start : start + 800] for start in range(0, 16_000, 800)]
     values = compute_metrics(windows, TrainingOverlap.scan(windows, [text[8000:]]))
@@ -207,20 +209,22 @@ def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harpe
 
 
 @given(st.lists(texts_strategy))
-def test_every_text_can_be_measured(texts: list[str]) -> None:
+def test_any_text_has_valid_metrics(texts: list[str]) -> None:
     values = compute_metrics(texts, TrainingOverlap.scan(texts, texts), [True] * len(texts))
     shares = [values[metric.name] for metric in METRICS if metric.is_fraction]
     assert all(share is None or 0 <= share <= 1 for share in shares)
     assert values["dictionary words"] in (None, 1)
 
 
-# The training text.
+# Overlap with the training text.
 
 words_strategy = st.lists(st.sampled_from(["a", "b", "Ab"]), max_size=40)
 
 
 @given(st.lists(words_strategy, max_size=4), st.lists(words_strategy, max_size=6))
-def test_a_scan_finds_what_a_search_finds(texts: list[list[str]], pieces: list[list[str]]) -> None:
+def test_a_scan_matches_a_brute_force_search(
+    texts: list[list[str]], pieces: list[list[str]]
+) -> None:
     overlap = TrainingOverlap.scan(map(" ".join, texts), map(" ".join, pieces))
     training = [word.lower().encode() for piece in pieces for word in piece]
     expected_words = [[word.lower().encode() for word in text] for text in texts]
@@ -245,17 +249,17 @@ def test_a_scan_of_many_words_finds_exactly_the_copies() -> None:
     assert metric_value("copied 8-grams", *texts, overlap=overlap) == 400 * 5 / (400 * 5 + 93)
 
 
-# The controls.
+# Controls: shuffled words and n-gram texts.
 
 
 @given(texts_strategy)
-def test_shuffling_keeps_the_words_and_the_white_space(text: str) -> None:
+def test_shuffling_keeps_words_and_white_space(text: str) -> None:
     (shuffled,) = text_metrics.shuffle_words([text], 1)
     assert Counter(re.findall(r"\S+", shuffled)) == Counter(re.findall(r"\S+", text))
     assert re.split(r"\S+", shuffled) == re.split(r"\S+", text)
 
 
-def test_shuffling_is_by_the_seed_and_the_place() -> None:
+def test_shuffling_depends_on_seed_and_index() -> None:
     texts = ["a b c d e f g h i j"] * 2
     shuffled = text_metrics.shuffle_words(texts, 1)
     assert shuffled == text_metrics.shuffle_words(texts, 1)
@@ -263,21 +267,21 @@ def test_shuffling_is_by_the_seed_and_the_place() -> None:
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "\n<|endoftext|>\n", "\0"])
-def test_an_n_gram_text_begins_and_ends_as_documents_do(end: str) -> None:
+def test_n_gram_texts_start_and_end_like_documents(end: str) -> None:
     training = end.join(["abcabd", "xyz", ""])
     generated = text_metrics.sample_ngram_texts(training, [20] * 40, 0)
     assert set(generated) == {"abcabd", "xyz"}
     assert set(text_metrics.sample_ngram_texts(training, [2] * 40, 0)) == {"ab", "xy"}
 
 
-def test_n_gram_texts_have_the_training_texts_frequencies() -> None:
+def test_n_gram_texts_have_the_frequencies_of_the_training_text() -> None:
     training = "<|endoftext|>".join(["aaaab", "caaad", "caaad", "caaad"])
     generated = Counter(text_metrics.sample_ngram_texts(training, [9] * 4000, 3))
     assert set(generated) == {"aaaab", "caaad"}
     assert generated["caaad"] / 4000 == pytest.approx(3 / 4, abs=0.03)
 
 
-def test_n_gram_texts_know_four_characters_and_no_more() -> None:
+def test_n_gram_texts_have_a_context_of_four_characters() -> None:
     training = "1aaaa2<|endoftext|>3aaaa4"
     generated = set(text_metrics.sample_ngram_texts(training, [9] * 100, 0))
     assert generated == {"1aaaa2", "1aaaa4", "3aaaa2", "3aaaa4"}
@@ -285,19 +289,19 @@ def test_n_gram_texts_know_four_characters_and_no_more() -> None:
     assert set(text_metrics.sample_ngram_texts(training, [9] * 100, 0)) == {"1aaa2", "3aaa4"}
 
 
-def test_n_gram_texts_are_by_the_seed_and_the_place() -> None:
+def test_n_gram_texts_depend_on_seed_and_index() -> None:
     training = "<|endoftext|>".join(synthetic.generate_stories(0, size=20_000))
     generated = text_metrics.sample_ngram_texts(training, [200, 200], 1)
     assert generated == text_metrics.sample_ngram_texts(training, [200, 200], 1)
     assert len({*generated, *text_metrics.sample_ngram_texts(training, [200, 200], 2)}) == 4
 
 
-# The order of sentences.
+# Preference for the original order of sentences.
 
 STORIES = ["One. Two. Three. Four.", 'A "b." C!\nD?  E.']
 
 
-def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
+def test_a_model_that_knows_the_stories_prefers_their_original_order() -> None:
     scored_texts: list[str] = []
 
     def scores(texts: Sequence[str]) -> list[float]:
@@ -314,7 +318,7 @@ def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
         assert len(story) == len(shuffled)
 
 
-def test_the_order_is_another_and_white_space_around_a_story_is_no_sentence() -> None:
+def test_shuffled_stories_always_have_a_different_order() -> None:
     def scores(texts: Sequence[str]) -> list[float]:
         assert texts[:40] == ["A. B. C."] * 40
         assert set(texts[40:]) == {"A. C. B.", "B. A. C.", "B. C. A.", "C. A. B.", "C. B. A."}
@@ -323,13 +327,13 @@ def test_the_order_is_another_and_white_space_around_a_story_is_no_sentence() ->
     text_metrics.order_preference([" A. B. C.\n"] * 40, scores, 0)
 
 
-def test_order_preference_is_the_share_of_stories() -> None:
+def test_order_preference_is_a_share_of_the_stories() -> None:
     assert text_metrics.order_preference(STORIES, lambda texts: [2.0, 1.0, 1.0, 2.0], 0) == 1 / 2
     assert text_metrics.order_preference(STORIES, lambda texts: [1.0] * 4, 0) == 0
     assert text_metrics.order_preference(["A. A. A.", "A. B."], lambda texts: [], 0) is None
 
 
-def test_order_preference_is_by_the_seed() -> None:
+def test_order_preference_depends_on_the_seed() -> None:
     def shuffled_order(seed: int) -> list[str]:
         scored_texts: list[str] = []
 
@@ -344,7 +348,7 @@ def test_order_preference_is_by_the_seed() -> None:
     assert shuffled_order(1) != shuffled_order(2)
 
 
-# The rule: what tells real stories from neither control does not stay.
+# Every metric must separate real stories from at least one control.
 
 
 @cache
@@ -358,8 +362,8 @@ def real_stories(part: str) -> list[str]:
 
 @cache
 def compute_columns(corpus: str) -> dict[str, list[dict[str, float | None]]]:
-    """Of the real stories and each control: the values of each group of stories."""
-    if corpus == "storybook":
+    """The metrics of each group of stories, for the real stories and each control."""
+    if corpus == "synthetic":
         real, training = (
             list(synthetic.generate_stories(1, size=60_000)),
             synthetic.generate_stories(2, size=800_000),
@@ -387,12 +391,12 @@ def compute_columns(corpus: str) -> dict[str, list[dict[str, float | None]]]:
     }
 
 
-@pytest.mark.parametrize("corpus", ["storybook", "real stories"])
+@pytest.mark.parametrize("corpus", ["synthetic", "real stories"])
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
-def test_each_metric_tells_real_stories_from_a_control(
+def test_each_metric_separates_real_stories_from_a_control(
     metric: text_metrics.Metric, corpus: str
 ) -> None:
-    """Every group of them lies on one side of every group of the control, and on the right one."""
+    """All groups of real stories are on the correct side of all groups of the control."""
     if metric.name == GRAMMAR:
         needs_harper()
 
@@ -408,7 +412,7 @@ def test_each_metric_tells_real_stories_from_a_control(
     assert allowed[metric.better]
 
 
-def test_on_real_stories_a_model_of_their_beginnings_prefers_their_order() -> None:
+def test_scoring_the_first_sentence_prefers_the_order_of_real_stories() -> None:
     def scores(texts: Sequence[str]) -> list[float]:
         return [float(text.startswith(("Once", "One day"))) for text in texts]
 

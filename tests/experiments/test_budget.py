@@ -23,17 +23,17 @@ from mlxgpt.utils.errors import UserError
         ("2ksteps", 2000, "steps"),
     ],
 )
-def test_a_budget_is_read_as_it_is_written(text: str, amount: float, unit: str) -> None:
+def test_valid_budgets(text: str, amount: float, unit: str) -> None:
     assert parse_budget(text) == Budget(amount, unit)
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "5 minutes", "-5m", "0m", "5km", "1e9steps", "5M"])
-def test_another_text_is_refused(text: str) -> None:
+def test_invalid_budgets_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="not a valid budget"):
         parse_budget(text)
 
 
-def test_steps_that_fit(tiny_model: Config) -> None:
+def test_number_of_steps_in_a_budget(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"batch_size": 4, "gradient_accumulation_steps": 2})
     assert config.tokens_per_step == 4 * 2 * 8
     assert parse_budget("640tokens").steps(config, math.nan) == 10

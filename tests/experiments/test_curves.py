@@ -10,7 +10,7 @@ from mlxgpt.storage import run as runs
 from tests.helpers import comparisons
 
 
-def test_the_curve_of_a_run(trained: Path) -> None:
+def test_the_learning_curve_of_a_run(trained: Path) -> None:
     run = runs.open_run(trained / "runs" / "done")
     curve = build_learning_curve(run)
     assert curve.steps == [4, 8, 12]
@@ -22,10 +22,8 @@ def test_the_curve_of_a_run(trained: Path) -> None:
     assert rates[0] <= curve.tokens_per_second <= rates[-1]
 
 
-def test_seconds_are_those_of_training(home: Path, trained: Path) -> None:
-    """As many as the tokens of each interval at its rate; in the first one, where kernels are
-    compiled, at the median's; and where a rate is missing, too.
-    """
+def test_seconds_are_computed_from_training_speed(home: Path, trained: Path) -> None:
+    """The first interval, which includes compilation, and those without a rate use the median."""
     run = runs.open_run(trained / "runs" / "done")
     new_run = runs.Run(
         home, run.config, run.tokenizer, "words", run.data_fingerprint, add_bos_token=False
@@ -53,7 +51,7 @@ def test_seconds_are_those_of_training(home: Path, trained: Path) -> None:
     )
 
 
-def test_what_is_no_number_is_infinite(home: Path, trained: Path) -> None:
+def test_a_missing_loss_is_infinite(home: Path, trained: Path) -> None:
     run = runs.open_run(trained / "runs" / "done")
     new_run = runs.Run(
         home, run.config, run.tokenizer, "words", run.data_fingerprint, add_bos_token=False
@@ -62,7 +60,7 @@ def test_what_is_no_number_is_infinite(home: Path, trained: Path) -> None:
     assert build_learning_curve(new_run).final_bits_per_byte == math.inf
 
 
-def test_a_curve_that_comes_down_twice_as_soon() -> None:
+def test_speedup_of_a_curve_that_falls_twice_as_fast() -> None:
     first = comparisons.make_curve([3.5, 3.0, 2.5, 2.0])
     faster = comparisons.make_curve([3.0, 2.0, 1.5, 1.0], tokens_per_second=100.0)
     speedup = compute_speedup([(first, faster)] * 3, "tokens")
@@ -79,15 +77,15 @@ def test_a_curve_that_comes_down_twice_as_soon() -> None:
     )
 
 
-def test_between_points_lines_are_drawn() -> None:
-    first = comparisons.make_curve([3.0, 2.5])  # ends with 2.5 after 200 tokens
-    second = comparisons.make_curve([3.0, 2.0])  # which the other has at 150
+def test_speedup_interpolates_between_points() -> None:
+    first = comparisons.make_curve([3.0, 2.5])  # ends at 2.5 after 200 tokens
+    second = comparisons.make_curve([3.0, 2.0])  # reaches 2.5 after 150
     speedup = compute_speedup([(first, second)], "tokens")
     assert speedup is not None
     assert speedup.ratio == pytest.approx(200 / 150)
 
 
-def test_the_mean_is_the_geometric_one() -> None:
+def test_the_mean_speedup_is_geometric() -> None:
     first = comparisons.make_curve([3.0, 2.5, 2.0, 1.5])
     quick, slow = comparisons.make_curve([2.0, 1.5]), comparisons.make_curve([3.0, 2.5, 2.0, 1.75])
     speedup = compute_speedup([(first, quick), (first, slow)], "tokens")
@@ -98,7 +96,7 @@ def test_the_mean_is_the_geometric_one() -> None:
     assert speedup.low < speedup.ratio < speedup.high
 
 
-def test_curves_that_do_not_tell() -> None:
+def test_curves_that_cannot_be_compared_have_no_speedup() -> None:
     low: LearningCurve = comparisons.make_curve([1.0, 0.9])
     high = comparisons.make_curve([4.0, 3.9])
     assert compute_speedup([(high, low)], "tokens") is None, "below before it was looked at"

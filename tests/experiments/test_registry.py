@@ -15,7 +15,7 @@ from mlxgpt.experiments.variants import weight_affecting
 from mlxgpt.utils.errors import UserError
 
 
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     assert registry.open_registry(tmp_path) == Registry(tmp_path)
     saved = Registry(tmp_path, {"a": 5}, [3, 5], 2, ["b"])
     saved.save()
@@ -26,7 +26,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     "change", [(b'"final_looks":', b'"final_look":'), (b"2", b"0"), (b"{", b"")]
 )
 def test_a_changed_registry_is_refused(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
-    """Nobody can reset the count of looks at the validation text."""
+    """So the number of evaluations on the validation text cannot be reset."""
     Registry(tmp_path, {"a": 5}, [3], 2, []).save()
     path = tmp_path / "ledger.json"
     content = path.read_bytes()
@@ -36,10 +36,10 @@ def test_a_changed_registry_is_refused(tmp_path: Path, change: tuple[bytes, byte
         registry.open_registry(tmp_path)
 
 
-def test_a_key_is_the_same_as_before_a_value_was_renamed(
+def test_a_key_is_unchanged_by_the_renamed_schedule(
     home: Path, text_file: Path, tiny: Config
 ) -> None:
-    """Schedule `wsd` was called `linear` when the first keys were made."""
+    """Schedule `wsd` was called `linear` when the first keys were computed."""
     data = hold_out_from_train(api.prepare(text_file))
     config = override_config(tiny, {"schedule": "wsd"})
     defaults, settings = weight_affecting(Config()), weight_affecting(config)
@@ -49,7 +49,7 @@ def test_a_key_is_the_same_as_before_a_value_was_renamed(
     assert registry.training_key(config, data) == expected
 
 
-def test_a_key_changes_with_weight_affecting_settings_and_nothing_else(
+def test_a_key_depends_only_on_weight_affecting_settings_and_data(
     home: Path, text_file: Path, tiny: Config
 ) -> None:
     data = hold_out_from_train(api.prepare(text_file))

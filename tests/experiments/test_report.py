@@ -27,7 +27,7 @@ def make_record(**fields: object) -> ComparisonRecord:
     return make_comparison_record(first, *variants, drift=speed_drift([first, *variants]), **fields)
 
 
-def test_a_row_has_a_text_for_each_name() -> None:
+def test_a_row_has_a_cell_for_each_column() -> None:
     rows = [format_variant_row(s) for s in make_record().variants]
     assert {len(row) for row in rows} == {len(COMPARISON_COLUMNS)}
     first, better_row, diverged_row, untrained_row = rows
@@ -39,7 +39,7 @@ def test_a_row_has_a_text_for_each_name() -> None:
     assert (untrained_row[2], untrained_row[-1]) == ("–", "not trained yet")
 
 
-def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
+def test_the_report_lists_every_seed_and_the_changed_settings() -> None:
     page = render_comparison(make_record())
     assert page.startswith("# mine\n\n| variant | seeds |")
     assert "| b | dropout 0.1 (0.0) | 1,000 | 3 | 300 | 6 | 1.9000, 1.9500, 1.7500 |" in page
@@ -48,8 +48,8 @@ def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
     assert len({line.count("|") for line in tables[:6]}) == 1
 
 
-def test_a_training_without_a_speed_has_no_time() -> None:
-    """As one that was resumed for its last step."""
+def test_a_run_without_a_speed_has_no_time() -> None:
+    """As after resuming a run for its last step only."""
     slow = make_variant_result("a", [2.0, 2.1])
     for training in slow.trainings:
         assert training.curve
@@ -57,7 +57,7 @@ def test_a_training_without_a_speed_has_no_time() -> None:
     assert "nan" not in render_comparison(make_comparison_record(slow))
 
 
-def test_what_has_to_be_known_is_told() -> None:
+def test_notes_explain_the_comparison() -> None:
     notes = "\n".join(format_notes(make_record()))
     assert "1,234 bytes held out of the training text of my-text" in notes
     assert "± is a 95% confidence interval" in notes
@@ -78,7 +78,7 @@ def test_what_has_to_be_known_is_told() -> None:
     assert "Bits per byte on the validation text of my-text" in final
 
 
-def test_advice_stands_first() -> None:
+def test_advice_comes_first() -> None:
     first, second = make_variant_result("a", [2.0, 2.0]), make_variant_result("b", [1.9, 2.05])
     assign_verdicts([first, second], 0.05, sequential=False)
     assert format_notes(make_comparison_record(first, second))[0].startswith("b: ")

@@ -16,7 +16,7 @@ from tests.helpers.comparisons import make_comparison_record, make_variant_resul
 
 
 def has_no_time(curve: LearningCurve) -> None:
-    """As of a run that was resumed for its last step."""
+    """As after resuming a run for its last step only."""
     curve.seconds[-1] = math.nan
 
 
@@ -37,8 +37,8 @@ def comparison(change: Callable[[LearningCurve], None]) -> ComparisonRecord:
 
 
 @pytest.mark.parametrize("change", [has_no_time, diverges])
-def test_numbers_that_json_lacks_come_back(change: Callable[[LearningCurve], None]) -> None:
-    """Each is stored as null: a time is NaN again, a loss infinite."""
+def test_nonfinite_values_survive_json(change: Callable[[LearningCurve], None]) -> None:
+    """Stored as null and read as NaN for times and infinity for losses."""
     record = comparison(change)
     stored = json.dumps(replace_nonfinite(asdict(record)))
     parsed = parse_comparison_record(stored)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 
 @pytest.fixture(autouse=True)
 def project_folder(home: Path, text_file: Path) -> Path:
-    """The current folder, with words.txt."""
+    """The current folder, which contains words.txt."""
     return home
 
 
@@ -44,7 +44,9 @@ def results(record: ComparisonRecord) -> dict[str, list[float]]:
 
 
 @pytest.mark.exact_bits
-def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny: Config) -> None:
+def test_variants_train_as_separate_runs_without_the_held_out_part(
+    home: Path, tiny: Config
+) -> None:
     record = run_comparison(tiny, seeds=2)
     assert list(results(record)) == ["learning_rate=1e-2", "learning_rate=1e-3"]
     for variant, rate in zip(record.variants, (1e-2, 1e-3), strict=True):
@@ -56,7 +58,7 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
             assert training.curve is not None
             assert training.curve.steps[-1] == 12
             assert training.bits_per_byte == training.curve.final_bits_per_byte
-    # By the training that everybody uses, on the same data.
+    # With the usual training loop on the same data.
     data = hold_out_from_train(api.prepare("words.txt"))
     config = setup.fit_to_data(override_config(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
     config = override_config(config, {"sample_tokens": 0})
@@ -70,7 +72,7 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
     assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
 
 
-def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> None:
+def test_runs_alternate_between_variants_and_are_reused(tiny: Config, notes: list[str]) -> None:
     first = CompareRecorder()
     record = run_comparison(tiny, first, seeds=3)
     first_name, second_name = results(record)
@@ -103,7 +105,7 @@ def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> Non
     )
 
 
-def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
+def test_config_files_are_compared_by_name(home: Path, tiny: Config) -> None:
     for name, change in (("plain", {}), ("deep", {"n_layer": 3})):
         config = override_config(tiny, {"dropout": 0.0, **change})
         (home / f"{name}.toml").write_text(config_to_toml(config))
@@ -113,8 +115,8 @@ def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
     assert record.variants[1].parameters > record.variants[0].parameters
 
 
-def test_tokenizers_are_compared_by_bits_per_byte_of_one_text(tiny: Config) -> None:
-    """Characters and BPE, on the same bytes but for a part of a token."""
+def test_tokenizers_are_compared_by_bits_per_byte_of_the_same_text(tiny: Config) -> None:
+    """Characters and BPE, on the same bytes except for part of a token."""
     record = run_comparison(tiny, vary="tokenizer=char,bpe", vocab_size=300, seeds=1)
     char, bpe = record.variants
     assert 2 < char.trainings[0].bits_per_byte < 9
@@ -131,8 +133,8 @@ def test_batch_sizes_have_the_same_budget(tiny: Config, budget: str) -> None:
     assert [s.steps for s in record.variants] == [12, 24 if budget.endswith("tokens") else 12]
 
 
-def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None:
-    """Warmup at most a tenth, and the decay in proportion."""
+def test_the_schedule_is_scaled_to_the_budget(home: Path, tiny: Config) -> None:
+    """Warmup takes at most a tenth of the steps, and the decay is scaled in proportion."""
     config = override_config(tiny, {"max_steps": 100, "decay_steps": 80, "warmup_steps": 20})
     record = run_comparison(config, budget="30steps", seeds=1)
     key = record.variants[0].trainings[0].key
@@ -141,10 +143,10 @@ def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None
     assert (run_config.optim.warmup_steps, run_config.optim.decay_steps) == (3, 24)
 
 
-def test_a_time_is_planned_once_each_in_turn(
+def test_a_time_budget_is_planned_once_from_alternating_timings(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps that fit, by the median of three timings; and the same when it resumes."""
+    """The number of steps follows from the median of three timings, and is kept when resuming."""
     times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
 
     def fake_estimate(config: Config, *_: object) -> Estimate:
@@ -166,7 +168,7 @@ def test_a_time_is_planned_once_each_in_turn(
 
 
 @pytest.mark.exact_bits
-def test_stopped_and_gone_on_with_it_ends_the_same(
+def test_resuming_an_interrupted_comparison_gives_the_same_results(
     home: Path, tiny: Config, notes: list[str]
 ) -> None:
     uninterrupted = run_comparison(tiny, seeds=2, name="whole")
@@ -191,7 +193,7 @@ def test_stopped_and_gone_on_with_it_ends_the_same(
 def fake_training(
     monkeypatch: pytest.MonkeyPatch, bits_per_byte: Callable[[str, int], float]
 ) -> None:
-    """Trainings that end as told, by variant and seed, without being trained."""
+    """Replace training by results that are given per variant and seed."""
 
     def fake_train(self: study._Comparison, variant: study.Variant, seed: int) -> study.RunResult:
         value = bits_per_byte(variant.name, seed)
@@ -210,7 +212,7 @@ NOISE = [0.01, -0.02, 0.015, -0.005, 0.02, -0.012, 0.001, -0.018, 0.009, 0.0]
 
 
 def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clear loser gets no more seeds, the close one does, and the baseline always does."""
+    """A clearly worse variant gets no more seeds, a close one and the baseline do."""
     run_comparison(tiny, seeds=1, name="any")
 
     def bits_per_byte(name: str, seed: int) -> float:
@@ -238,7 +240,9 @@ def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.M
     assert small.variants[1].verdict == "undecided"
 
 
-def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_baseline_ends_the_comparison(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_comparison(tiny, seeds=1, name="any")
     fake_training(monkeypatch, lambda name, seed: math.inf if name.endswith("1e-2") else 2.0)
     record = run_comparison(tiny, seeds=3, vary="learning_rate=1e-2,1e-3,1e-4")
@@ -246,9 +250,7 @@ def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.Mon
     assert record.variants[0].verdict == "diverged"
 
 
-def test_a_training_that_diverges_is_not_tried_again(
-    tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_diverged_run_is_not_retried(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = []
 
     def diverge(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> object:
@@ -265,7 +267,7 @@ def test_a_training_that_diverges_is_not_tried_again(
     assert rates == [1e-2, 1e-3]
 
 
-def test_the_validation_text_is_looked_at_when_asked_and_counted(
+def test_evaluations_on_the_validation_text_are_opt_in_and_counted(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = run_comparison(tiny, seeds=2)
@@ -275,7 +277,7 @@ def test_the_validation_text_is_looked_at_when_asked_and_counted(
         assert (final.judged_on, final.final_looks) == ("validation", times)
     assert run_comparison(tiny, seeds=2).final_looks == 2, "it stands in the ledger"
     assert run_comparison(tiny, seeds=3).looks == [2, 3]
-    # What eval says of the same run and text.
+    # `mlxgpt eval` gives the same result for this run and text.
     variant = final.variants[1]
     folder = home / "runs" / "compare" / "trainings" / variant.trainings[0].key
     data = api.prepare("words.txt")
@@ -292,10 +294,8 @@ def write_validation_text(home: Path, data: object) -> str:
     return "val.txt"
 
 
-def test_data_is_opened_once_for_all_that_share_it(
-    tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is hashed when it is opened, which takes long where it is large."""
+def test_shared_data_is_opened_once(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening includes hashing, which is slow for large data."""
     run_comparison(tiny, seeds=1)
     requests, original = [], preparation.find_or_prepare
 
@@ -310,10 +310,8 @@ def test_data_is_opened_once_for_all_that_share_it(
     assert len(requests) == 3
 
 
-def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
-    home: Path, tiny: Config
-) -> None:
-    """Killed in between: the end of its curve is made up for."""
+def test_a_missing_final_evaluation_is_made_up(home: Path, tiny: Config) -> None:
+    """As when the process is killed between the last checkpoint and its evaluation."""
     record = run_comparison(tiny, seeds=1)
     key = record.variants[0].trainings[0].key
     metrics = home / "runs" / "compare" / "trainings" / key / "metrics.jsonl"
@@ -323,7 +321,7 @@ def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
     assert results(run_comparison(tiny, seeds=1)) == results(record)
 
 
-def test_a_training_that_is_not_what_it_says_is_refused(home: Path, tiny: Config) -> None:
+def test_an_unexpected_run_folder_is_refused(home: Path, tiny: Config) -> None:
     record = run_comparison(tiny, seeds=1)
     first_key, second_key = (s.trainings[0].key for s in record.variants)
     trainings = home / "runs" / "compare" / "trainings"
@@ -355,7 +353,7 @@ COMMON = {"source": "words.txt", "block_size": 8}
         ({"source": "nothing.txt"}, "nothing.txt"),
     ],
 )
-def test_what_is_refused_is_refused_before_anything_is_trained(
+def test_invalid_arguments_are_refused_before_training(
     home: Path, tiny: Config, given: dict, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
@@ -363,7 +361,7 @@ def test_what_is_refused_is_refused_before_anything_is_trained(
     assert not list(home.glob("runs/compare/trainings/*"))
 
 
-def test_the_record_on_the_disk_is_all_a_page_needs(home: Path, tiny: Config) -> None:
+def test_the_saved_record_contains_everything_for_a_report(home: Path, tiny: Config) -> None:
     record = run_comparison(tiny, seeds=2)
     folder = home / "runs" / "compare" / "mine"
     assert {path.name for path in folder.iterdir()} >= {"ledger.json", "mine.json", "mine.md"}

@@ -13,8 +13,10 @@ from mlxgpt.experiments.sequential import (
 from mlxgpt.experiments.statistics import ALPHA, confidence_interval, p_value
 
 
-def test_the_level_keeps_five_in_a_hundred_over_all_looks() -> None:
-    """On other draws than it was found with; benchmarks/false_alarms.py tries the whole rule."""
+def test_the_false_positive_rate_over_all_looks_is_5_percent() -> None:
+    """With different random values than the level was computed from; benchmarks/false_alarms.py
+    tests the whole procedure.
+    """
     null_deltas = np.random.default_rng(1).normal(size=(20_000, MAX_SEEDS))
     share = np.mean(min_p_over_looks(null_deltas, MIN_SEEDS) < per_look_alpha(1, MAX_SEEDS))
     assert 0.043 < share < 0.054
@@ -22,7 +24,7 @@ def test_the_level_keeps_five_in_a_hundred_over_all_looks() -> None:
     assert naive > 0.2, "looking often at 95 % would be wrong often"
 
 
-def test_more_looks_and_more_variants_are_stricter() -> None:
+def test_more_looks_and_more_variants_lower_the_level() -> None:
     assert (
         ALPHA
         > per_look_alpha(1, 5)
@@ -31,18 +33,18 @@ def test_more_looks_and_more_variants_are_stricter() -> None:
         > 0.0005
     )
     assert per_look_alpha(1, MIN_SEEDS) == pytest.approx(ALPHA, rel=0.05), (
-        "one look is none too many"
+        "a single check is not corrected"
     )
 
 
-def test_the_smallest_p_is_that_of_the_looks() -> None:
+def test_min_p_over_looks_matches_p_value() -> None:
     pairs = np.random.default_rng(2).normal(0.8, 1.0, size=(5, 9))
     for row, actual in zip(pairs, min_p_over_looks(pairs, 4), strict=True):
         p_values = [p_value(list(row[:n])) for n in range(4, 10)]
         assert actual == pytest.approx(min(p for p in p_values if p is not None))
 
 
-def test_what_ends_it() -> None:
+def test_is_decided() -> None:
     clear, near, wide = [-0.1, -0.11, -0.1], [0.001, -0.001, 0.0], [0.1, -0.1, 0.0]
     alpha = per_look_alpha(1, MAX_SEEDS)
     assert is_decided(clear, alpha, 0.0)

@@ -1,4 +1,4 @@
-"""Student's t and Holm's correction, beside published tables and exact formulas."""
+"""Student's t and Holm's correction, compared with published tables and exact formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlxgpt.experiments.statistics import (
 
 @pytest.mark.parametrize(
     ("freedom", "five", "one"),
-    [  # any table of Student's t: two-sided 5 % and 1 %
+    [  # published tables of Student's t: two-sided 5% and 1%
         (1, 12.706, 63.657),
         (2, 4.303, 9.925),
         (3, 3.182, 5.841),
@@ -35,12 +35,12 @@ from mlxgpt.experiments.statistics import (
         (30, 2.042, 2.750),
     ],
 )
-def test_quantiles_are_the_tables(freedom: int, five: float, one: float) -> None:
+def test_t_quantiles_match_published_tables(freedom: int, five: float, one: float) -> None:
     assert t_quantile(0.05, freedom) == pytest.approx(five, abs=6e-4)
     assert t_quantile(0.01, freedom) == pytest.approx(one, abs=6e-4)
 
 
-def test_one_and_two_degrees_have_closed_forms() -> None:
+def test_one_and_two_degrees_of_freedom_match_closed_forms() -> None:
     t = np.array([-3.0, 0.0, 0.5, 2.0, 100.0])
     np.testing.assert_allclose(
         two_sided_p_value(t, 1), 1 - 2 / math.pi * np.arctan(abs(t)), atol=1e-15
@@ -48,7 +48,7 @@ def test_one_and_two_degrees_have_closed_forms() -> None:
     np.testing.assert_allclose(two_sided_p_value(t, 2), 1 - abs(t) / np.sqrt(2 + t**2), atol=1e-15)
 
 
-def test_many_degrees_are_the_normal_distribution() -> None:
+def test_many_degrees_of_freedom_approach_the_normal_distribution() -> None:
     for t in (0.5, 1.0, 1.96, 3.0):
         exact = 2 * statistics.NormalDist().cdf(-t)
         assert two_sided_p_value(t, 10_000) == pytest.approx(exact, rel=1e-2)
@@ -59,7 +59,7 @@ def test_a_quantile_has_its_probability(level: float, freedom: int) -> None:
     assert two_sided_p_value(t_quantile(level, freedom), freedom) == pytest.approx(level, abs=1e-9)
 
 
-def test_three_seeds_take_four_standard_errors() -> None:
+def test_confidence_interval_of_three_seeds() -> None:
     pairs = [-0.02, -0.03, -0.01]
     low, high = confidence_interval(pairs, 0.05)
     error = 0.01 / math.sqrt(3)
@@ -68,19 +68,19 @@ def test_three_seeds_take_four_standard_errors() -> None:
     assert p_value(pairs) == pytest.approx(1 - t / math.sqrt(2 + t**2))
 
 
-def test_one_seed_tells_nothing() -> None:
+def test_one_seed_gives_no_interval_or_p_value() -> None:
     assert confidence_interval([0.3], 0.05) == (None, None)
     assert p_value([0.3]) is None
     assert estimate_additional_seeds([0.3], 1) is None
 
 
-def test_twins_and_constant_differences() -> None:
+def test_constant_differences() -> None:
     assert (confidence_interval([0.0, 0.0], 0.05), p_value([0.0, 0.0])) == ((0.0, 0.0), 1.0)
     assert (confidence_interval([0.1, 0.1], 0.05), p_value([0.1, 0.1])) == ((0.1, 0.1), 0.0)
 
 
-def test_holm_on_the_textbook_example() -> None:
-    """Of four: 0.01 × 4, 0.02 × 3, 0.03 × 2, and 0.005's own order."""
+def test_holm_correction_of_a_textbook_example() -> None:
+    """Sorted: 0.005 × 4, 0.01 × 3, 0.03 × 2 and 0.04 × 1, which is raised to the one before it."""
     assert holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm_correction([0.4, 0.9]) == pytest.approx([0.8, 0.9])
     assert holm_correction([0.9, 0.8]) == pytest.approx([1.0, 1.0])
@@ -88,18 +88,17 @@ def test_holm_on_the_textbook_example() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_lies_between_each_alone_and_bonferroni(values: list[float]) -> None:
+def test_holm_lies_between_uncorrected_and_bonferroni(values: list[float]) -> None:
     for p, corrected in zip(values, holm_correction(values), strict=True):
         assert corrected is not None
-        assert p <= corrected <= min(1.0, p * len(values)) + 1e-12 or corrected >= p
-        assert corrected <= 1.0
+        assert p <= corrected <= min(1.0, p * len(values)) + 1e-12
     order = np.argsort(values, kind="stable")
     corrected_in_order = [holm_correction(values)[n] for n in order]
     assert corrected_in_order == sorted(corrected_in_order)
 
 
-def test_seeds_that_would_decide_do() -> None:
-    """Five seeds more, says it: and with five seeds more of that mean and scatter, it is."""
+def test_the_estimated_additional_seeds_would_decide() -> None:
+    """With this many more seeds of the same mean and deviation; one fewer is not enough."""
     pairs = [-0.03, 0.01, -0.02]
     more = estimate_additional_seeds(pairs, 1)
     assert more is not None

@@ -50,12 +50,12 @@ def test_values_of_every_kind(tiny: Config) -> None:
         ("max-steps=1,2", "max_steps cannot be varied"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tiny: Config, text: str, problem: str) -> None:
+def test_invalid_vary_values_are_refused(tiny: Config, text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         parse_vary(tiny, text)
 
 
-def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
+def test_differences_are_limited_to_weight_affecting_settings(tiny: Config) -> None:
     changed = override_config(
         tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5}
     )
@@ -65,7 +65,7 @@ def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
     assert {"tokenizer", "seed", "dtype", "max_steps"} <= weight_affecting(tiny).keys()
 
 
-def test_other_texts_are_refused(home: Path, tiny: Config, text: str) -> None:
+def test_variants_on_different_texts_are_refused(home: Path, tiny: Config, text: str) -> None:
     def variant(name: str, text: str) -> Variant:
         (home / f"{name}.txt").write_text(text, encoding="utf-8")
         data = api.prepare(f"{name}.txt")

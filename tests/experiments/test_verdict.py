@@ -8,7 +8,7 @@ from mlxgpt.experiments.verdict import assign_verdicts, match_by_seed, paired_de
 from tests.helpers.comparisons import make_curve, make_diverged_variant, make_variant_result
 
 
-def test_the_first_is_what_the_others_are_compared_with() -> None:
+def test_variants_are_compared_with_the_first() -> None:
     first, better, worse, same = (
         make_variant_result("a", [2.0, 2.1, 1.9]),
         make_variant_result("b", [1.9, 2.0, 1.801]),
@@ -31,7 +31,7 @@ def test_the_first_is_what_the_others_are_compared_with() -> None:
     assert not any(s.advice for s in (first, better, worse, same))
 
 
-def test_what_is_undecided_says_how_many_seeds_would_tell() -> None:
+def test_undecided_variants_report_how_many_seeds_are_needed() -> None:
     first, variant = (
         make_variant_result("a", [2.0, 2.0, 2.0]),
         make_variant_result("b", [1.98, 2.003, 1.975]),
@@ -47,15 +47,15 @@ def test_what_is_undecided_says_how_many_seeds_would_tell() -> None:
     assert hopeless.advice.startswith("more than 23 seeds needed to confirm that it is worse by")
 
 
-def test_one_seed_tells_nothing() -> None:
+def test_one_seed_gives_no_verdict() -> None:
     first, variant = make_variant_result("a", [2.0]), make_variant_result("b", [1.0])
     assign_verdicts([first, variant], 0.05, sequential=False)
     assert variant.verdict == "one seed"
     assert "another seed may reverse the result" in variant.advice
 
 
-def test_among_many_the_interval_alone_is_not_enough() -> None:
-    """Alone p is 0.035; among four, Holm makes it 0.14."""
+def test_multiple_variants_need_a_corrected_p_value() -> None:
+    """Holm's correction raises a p-value of 0.035 to 0.14 among four variants."""
     first, near = (
         make_variant_result("a", [2.0, 2.0, 2.0]),
         make_variant_result("b", [1.96, 1.97, 1.98]),
@@ -69,7 +69,7 @@ def test_among_many_the_interval_alone_is_not_enough() -> None:
     assert [variant.verdict for variant in variants] == ["undecided"] * 3
 
 
-def test_where_seeds_were_added_the_interval_alone_decides() -> None:
+def test_sequential_verdicts_depend_only_on_the_interval() -> None:
     first, variant = (
         make_variant_result("a", [2.0, 2.0, 2.0]),
         make_variant_result("b", [1.96, 1.97, 1.98]),
@@ -80,7 +80,7 @@ def test_where_seeds_were_added_the_interval_alone_decides() -> None:
     assert variant.verdict == "undecided"
 
 
-def test_who_diverged_is_not_compared() -> None:
+def test_diverged_variants_are_not_compared() -> None:
     first, variant, diverged_variant = (
         make_variant_result("a", [2.0, 2.1]),
         make_variant_result("b", [1.9, 2.0]),
@@ -95,15 +95,15 @@ def test_who_diverged_is_not_compared() -> None:
     assert diverged_first.verdict == "diverged"
 
 
-def test_pairs_are_of_the_same_seed() -> None:
-    """In every other round the first comes last, and may be missing."""
+def test_runs_are_paired_by_seed() -> None:
+    """The baseline runs last for every other seed, so its run may be missing."""
     first, variant = make_variant_result("a", [2.0, 2.1]), make_variant_result("b", [1.9, 2.3, 7.0])
     variant.trainings = variant.trainings[::-1]
     assert paired_deltas(first, variant) == pytest.approx([0.2, -0.1])
     assert [(a.seed, b.seed) for a, b in match_by_seed(first, variant)] == [(1, 1), (0, 0)]
 
 
-def test_the_drift_of_the_machine() -> None:
+def test_speed_drift() -> None:
     first, second = make_variant_result("a", [2.0, 2.0, 2.0]), make_variant_result("b", [2.0])
     assert speed_drift([make_variant_result("a", [2.0]), second]) is None
     for training, rate in zip(first.trainings, (100.0, 90.0, 120.0), strict=True):

@@ -1,7 +1,7 @@
-"""A server that has imported mlxgpt and runs each command in a forked child of its own: imports are
-most of the time that a short command takes. Run as `python -m tests.faults.forked`.
+"""A server that imports mlxgpt once and runs each command in a forked child, since imports take
+most of the time of a short command. Run as `python -m tests.faults.forked`.
 
-What only measures the machine is replaced by constants, so that commands are quick and repeatable.
+Measurements of the machine are replaced by constants, so that commands are fast and deterministic.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.helpers.commands import ROOT
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended.
+    """Result of a command.
 
     Attributes:
-        code: its exit code, negative for a signal; None where it hung and was killed.
-        out, err: what it wrote to stdout and stderr.
+        code: exit code, negative for a signal; None if it hung and was killed.
+        out, err: its stdout and stderr.
     """
 
     code: int | None
@@ -38,18 +38,18 @@ class CommandResult:
 
 
 class ForkServer:
-    """Runs commands one after the other, each in a process of its own; use it as a context.
+    """Runs commands one after the other, each in a forked process; a context manager.
 
     Args:
-        library: preloaded into all of them; see inject.c.
-        modules: to import beforehand, besides those that most commands need.
+        library: preloaded into all processes; see inject.c.
+        modules: further modules to import before forking.
     """
 
     def __init__(self, library: Path | None = None, modules: Sequence[str] = ()) -> None:
         preload = {"LD_PRELOAD": str(library)} if library else {}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.forked", *modules],
-            # An unbuffered stdout of Python's loses the rest of a short write.
+            # An unbuffered stdout loses the rest of a short write.
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **preload},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,10 +71,10 @@ class ForkServer:
     def start(
         self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path | None = None
     ) -> int:
-        """Start `mlxgpt` with these arguments; its process id, which is also its group's.
+        """Start `mlxgpt` with these arguments; return its process id (also the process group's).
 
         Args:
-            log: folder of the files `out` and `err`; default: `cwd`/log.
+            log: folder for the files `out` and `err`; default: `cwd`/log.
         """
         log = log or cwd / "log"
         log.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class ForkServer:
         return int(self._request(json.dumps(job))["pid"])
 
     def wait(self) -> int:
-        """The exit code of the command that was started."""
+        """Wait for the started command; return its exit code."""
         return int(self._read_reply()["code"])
 
     def run(
@@ -94,10 +94,10 @@ class ForkServer:
         log: Path | None = None,
         timeout: float = 120.0,
     ) -> CommandResult:
-        """Run `mlxgpt` with these arguments to its end.
+        """Run `mlxgpt` with these arguments and wait for it.
 
         Args:
-            timeout: seconds after which it counts as hanging, and is killed.
+            timeout: seconds after which it counts as hanging and is killed.
         """
         pid = self.start(argv, cwd, env, log)
         deadline = time.monotonic() + timeout
@@ -129,7 +129,7 @@ class ForkServer:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs, and is not only waited for."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -155,9 +155,9 @@ def _serve() -> None:
     for name in sys.argv[1:]:
         importlib.import_module(name)
     assert all((api, parser, progress, matplotlib, exporting, importing, pages, loop))
-    # Progress worth keeping, also of a small text.
+    # Small chunks, so that there is progress to resume from even for a small text.
     tokenize.CHUNK_CHARS, prepare_job.SAVE_EVERY_CHUNKS = 1 << 12, 2
-    if gxx := jit.find_gxx():  # tried once, and not in each child
+    if gxx := jit.find_gxx():  # tested once instead of in each child
         jit._try_compiler(next(files.iter_cache_folders()), gxx)
     jit._try_compiler = lambda *_: None
     selfcheck.run_self_check = lambda *_: iter([])
@@ -179,7 +179,7 @@ def _serve() -> None:
 
 
 def _set_up_child(job: dict[str, Any]) -> None:
-    """Make of this forked process one that was started with a command."""
+    """Set up this forked process as if it had been started with the command."""
     os.setsid()
     os.chdir(job["cwd"])
     os.environ.update(job["env"])

@@ -1,17 +1,17 @@
-/* Makes one file operation fail, or behave as rarely seen, below Python. Preloaded into a process
- * and its children (LD_PRELOAD); Linux with glibc. Controlled by environment variables:
+/* Makes a file operation fail, or behave in a rare but legal way, below Python. Preloaded into a
+ * process and its children (LD_PRELOAD); Linux with glibc. Controlled by environment variables:
  *
- *   FAULT_ROOTS   class=/folder:class=/folder…  files outside of them are never touched
+ *   FAULT_ROOTS   class=/folder:class=/folder…  files outside these folders are not affected
  *   FAULT_LOG     append a line for each operation: operation, class, site, path
- *   FAULT_SITE    "operation class site" that is to fail
- *   FAULT_AT      number of the occurrence that fails, from 1 on
- *   FAULT_COUNT   a file of 8 bytes that counts occurrences over all threads and processes
- *   FAULT_ERRNO   what it fails with
- *   FAULT_MODE    once, always (from FAULT_AT on), short (half of each write is taken),
- *                 eintr (every second read, write, open is interrupted by a signal),
+ *   FAULT_SITE    "operation class site" of the operation that fails
+ *   FAULT_AT      number of the occurrence that fails, starting at 1
+ *   FAULT_COUNT   file of 8 bytes that counts occurrences in all threads and processes
+ *   FAULT_ERRNO   errno of the failure
+ *   FAULT_MODE    once, always (from FAULT_AT on), short (each write writes only half),
+ *                 eintr (every second read, write or open is interrupted by a signal),
  *                 nodirsync (fsync of a folder gives EINVAL),
- *                 kill (the process dies at operation FAULT_AT of any site: before it, or where
- *                 it is a write, when half of it is done; FAULT_LOG then has this operation alone)
+ *                 kill (the process is killed at operation FAULT_AT, counted over all sites:
+ *                 before it, or after half of a write; FAULT_LOG then has only this operation)
  *
  * A site is the innermost Python frames of mlxgpt, file:line, at most DEPTH of them.
  */
@@ -45,11 +45,11 @@ static char wanted[1024];
 static long fault_at;
 static atomic_long *counter;
 static enum { ONCE, ALWAYS, SHORT, EINTR_MODE, NODIRSYNC, KILL } mode;
-static __thread int inside; /* our own calls are not counted */
+static __thread int inside; /* nonzero during our own calls, which are not counted */
 static __thread unsigned turn;
-static __thread int dying; /* in the middle of the write that follows */
+static __thread int dying; /* kill the process in the middle of the next write */
 
-/* Python's stable interface, where the process is a Python. */
+/* Python's stable ABI, if the process runs Python. */
 static int (*initialized)(void);
 static int (*ensure)(void);
 static void (*release)(int);
@@ -127,7 +127,7 @@ static const char *class_of(const char *path) {
     return NULL;
 }
 
-/* The absolute path of (folder, name), or of a descriptor alone. */
+/* The absolute path of (folder, name), or of a descriptor without a name. */
 static int path_at(int folder, const char *name, char *path, size_t size) {
     ssize_t length = 0;
     if (name && name[0] == '/') {
@@ -171,7 +171,7 @@ static void site_of(char *site, size_t size) {
     release(state);
 }
 
-/* Whether this operation fails now; then with errno set. */
+/* Whether this operation should fail now; sets errno in that case. */
 static int fails(const char *operation, int folder, const char *name) {
     if (!root_count || inside) return 0;
     int saved = errno, result = 0;
@@ -434,7 +434,7 @@ int statx(int folder, const char *path, int flags, unsigned mask, struct statx *
     return fails("stat", folder, path) ? -1 : real(folder, path, flags, mask, result);
 }
 
-/* Before glibc 2.33. */
+/* Used before glibc 2.33. */
 int __xstat64(int version, const char *path, struct stat64 *result) {
     REAL(int, "__xstat64", int, const char *, struct stat64 *);
     return fails("stat", AT_FDCWD, path) ? -1 : real(version, path, result);

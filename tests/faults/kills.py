@@ -1,9 +1,10 @@
-"""Commands that are killed again and again, and two at one instant: both end as one undisturbed.
+"""Commands that are killed repeatedly, and pairs of concurrent commands: both must end like a
+single uninterrupted command.
 
-    python -m tests.faults.kills train-classic export-hf --kills 70 --seed 1
+    python -m tests.faults.kills "train, classic" "export --to hf" --kills 70 --seed 1
     python -m tests.faults.kills --pairs 100 --seed 1
 
-prints a table. Everything happens in copies of one work folder, which is made once.
+prints a table. Commands run in copies of one work folder, which is created once.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ KILL_COMMANDS = {
     "info": "info --run done --json",
     "runs": "runs --json",
 }
-# Each two at one instant. Of the last ones, the first works on what the second reads.
+# Commands that run concurrently. In the last pairs, the second reads what the first modifies.
 COMMAND_PAIRS = {
     **{
         f"{name}, twice": (KILL_COMMANDS[name], KILL_COMMANDS[name])
@@ -83,7 +84,7 @@ COMMAND_PAIRS = {
     "train and report": (KILL_COMMANDS["train, resumed"], "report half --output export/page.html"),
     "train and runs": (KILL_COMMANDS["train, resumed"], "runs --json"),
 }
-BUSY_MESSAGES = ("another process is", " exists")  # what the second may say
+BUSY_MESSAGES = ("another process is", " exists")  # allowed errors of the second command
 MODIFYING_OPERATIONS = (
     "create",
     "fsync",
@@ -110,13 +111,13 @@ VOLATILE_KEYS = (
 
 @dataclass
 class KillResult:
-    """The results of killing one command.
+    """Results of killing one command.
 
     Attributes:
-        runs: how often it was brought to its end.
+        runs: how often it was run to completion.
         kills: how often it was killed.
-        kills_by_operation: how often at which operation; at a write, half of it was done.
-        problems: what was lost, left behind, or not as in an undisturbed run.
+        kills_by_operation: kills per operation; a killed write is half done.
+        problems: what was lost, left behind, or different from an uninterrupted run.
     """
 
     runs: int = 0
@@ -125,7 +126,7 @@ class KillResult:
     problems: list[str] = field(default_factory=list)
 
     def format_row(self, name: str) -> str:
-        """A row of the table."""
+        """Format a row of the table."""
         writes = self.kills_by_operation["write"] + self.kills_by_operation["pwrite"]
         changes = sum(self.kills_by_operation[operation] for operation in MODIFYING_OPERATIONS)
         equal_runs = self.runs - len({problem.split(":")[0] for problem in self.problems})
@@ -133,25 +134,23 @@ class KillResult:
 
 
 class Workspace:
-    """A work folder with a run that is done, one that is half done, and models from elsewhere.
+    """A work folder with a finished run, an interrupted run and external models.
 
     Args:
-        folder: of the original, its copy, and what is noted.
+        folder: for the original work folder, its copy and logs.
     """
 
     def __init__(self, folder: Path, servers: Sequence[ForkServer]) -> None:
-        self.work = folder / "work"  # always the same, as its name is in some files
+        self.work = folder / "work"  # a fixed path, since some files contain it
         self._original, self.servers = folder / "original", servers
         self._log, self._counter = folder / "operations", folder / "count"
         self._references: dict[str, tuple[int, dict[str, Any]]] = {}
         self._create()
 
     def find_leftovers(self) -> set[str]:
-        """Scratch files that were not there at first; but for the empty lock of a command that was
-        killed when all was done.
-        """
+        """New scratch files, except lock files, which a command killed at its end leaves behind."""
         leftovers = scratch_files(self.work) - scratch_files(self._original)
-        # Python tries a temporary folder with a file of such a name, which a kill may leave there.
+        # Python's tempfile tests its folder with a file of such a name; a kill may leave it there.
         tempfile_probe = re.compile(r"tmp/[a-z0-9_]{8}")
         return {
             name
@@ -167,7 +166,7 @@ class Workspace:
         return self.servers[0].run(shlex.split(line), self.work, self.make_env(env or {}))
 
     def reference_run(self, line: str) -> tuple[int, dict[str, Any]]:
-        """The number of a command's file operations, and the work folder after it."""
+        """Number of file operations of a command, and the state of the work folder after it."""
         if line not in self._references:
             self._references[line] = self._run_reference(line)
         return self._references[line]
@@ -182,7 +181,9 @@ class Workspace:
         return len(self._log.read_bytes().splitlines()), state
 
     def run_and_kill(self, line: str, operation_index: int) -> tuple[CommandResult, str]:
-        """Run a command that dies at an operation; and which one that was, empty if it did not."""
+        """Run a command and kill it at an operation; return its result and that operation, which is
+        empty if it was not killed.
+        """
         self._counter.write_bytes(bytes(8))
         self._log.unlink(missing_ok=True)
         env = {
@@ -238,7 +239,7 @@ class Workspace:
 
 
 def write_nanogpt(folder: Path, characters: str) -> None:
-    """A model of characters as nanoGPT keeps it."""
+    """Write a character-level nanoGPT checkpoint with its meta.pkl."""
     import torch
 
     from mlxgpt.config import ModelConfig
@@ -269,7 +270,7 @@ def write_nanogpt(folder: Path, characters: str) -> None:
 
 
 def kill_repeatedly(world: Workspace, name: str, kills: int, rng: random.Random) -> KillResult:
-    """Kill a command at random operations, at least `kills` times; it ends between them."""
+    """Kill a command at random operations, at least `kills` times, over several complete runs."""
     result = KillResult()
     operations, reference = world.reference_run(KILL_COMMANDS[name])
     while result.kills < kills:
@@ -292,33 +293,33 @@ def _kill_until_finished(
     rng: random.Random,
     result: KillResult,
 ) -> Iterator[str]:
-    """Kill a command again and again; yields what is wrong."""
+    """Kill and rerun a command until it finishes; yield problems."""
     killed_operations, compiler_failed = [], False
     while True:
         before = read_progress(world.work)
-        # Often an early one: a command that resumes has fewer left.
+        # Early operations are more likely, since a resumed command has fewer of them.
         operation_index = 1 + int(operations * rng.random() ** rng.choice([1, 4]))
         command_result, operation = world.run_and_kill(
             line, 0 if rng.random() < 0.1 else operation_index
         )
         killed_operations += [operation.strip()]
-        compiler_failed |= "the C++ compiler failed" in command_result.err  # it was what was killed
+        compiler_failed |= "the C++ compiler failed" in command_result.err  # it was killed
         if losses := find_losses(before, read_progress(world.work)):
             yield f"{losses} are gone after {killed_operations}"
         if not operation:
-            # As after any export or import that is done.
+            # A finished export or import refuses to run again.
             if command_result.code and " exists" not in command_result.err:
                 yield f"{command_result.err} after {killed_operations}"
             break
         result.kills += 1
         result.kills_by_operation[operation.split(" ")[0]] += 1
-        # Where it was not killed, a process that it had started was.
+        # Without SIGKILL, a subprocess of the command was killed.
         if command_result.code not in (0, 2, -signal.SIGKILL) or "Traceback" in command_result.err:
             yield f"{command_result.err} after {killed_operations}"
             break
         if command_result.code == 0:
             break
-    if compiler_failed:  # it says so, and computes with other bits
+    if compiler_failed:  # without the CPU kernels the results differ by rounding
         return
     state = read_state(world.work, None if command_result.code else command_result.out)
     if changed_files := [
@@ -332,7 +333,7 @@ def _kill_until_finished(
 
 
 def check_fault_mode(world: Workspace, name: str, mode: str) -> None:
-    """Run a command where all operations behave as rarely seen: see FAULT_MODE of inject.c."""
+    """Run a command with rare but legal behavior of all operations: see FAULT_MODE in inject.c."""
     _, reference = world.reference_run(KILL_COMMANDS[name])
     world.reset()
     result = world.run(KILL_COMMANDS[name], {**fault_roots_env(world.work), "FAULT_MODE": mode})
@@ -345,12 +346,12 @@ def check_fault_mode(world: Workspace, name: str, mode: str) -> None:
 def run_concurrently(
     world: Workspace, name: str, repetitions: int, rng: random.Random
 ) -> Counter[str]:
-    """Run two commands at one instant, `repetitions` times; how they ended."""
+    """Run two commands concurrently, `repetitions` times; count the outcomes."""
     lines, results = COMMAND_PAIRS[name], Counter[str]()
     _, reference = world.reference_run(lines[0])
     for _ in range(repetitions):
         world.reset()
-        # Mostly at once, else when the first one is at work.
+        # Mostly (almost) simultaneously, otherwise while the first command is running.
         delay = rng.choice([0.0, 0.0, rng.uniform(0, 0.02), rng.uniform(0, 0.4)])
         first, second = world.run_both(lines, delay)
         for result in (first, second):
@@ -375,12 +376,12 @@ def run_concurrently(
 
 
 def read_state(work: Path, out: str | None) -> dict[str, Any]:
-    """The files of a work folder, and what a command printed, but for times and the machine."""
+    """Files of a work folder and output of a command, without times and machine details."""
     state: dict[str, Any] = {}
     for path in list_files(work):
         name, content = str(path.relative_to(work)), path.read_bytes()
         if path.name in ("history.jsonl", "mine.md", hash_cache.CACHE_FILENAME):
-            state[name] = None  # times, and inodes
+            state[name] = None  # contains times or inodes
         elif path.name == "metrics.jsonl":
             records = [json.loads(line) for line in content.splitlines()]
             state[name] = [
@@ -411,14 +412,14 @@ def find_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def is_old_checkpoint(name: str, reference: Mapping[str, Any]) -> bool:
-    """Whether a file is of a checkpoint that an undisturbed run would have deleted: killed between
-    its last checkpoint and that, a run keeps older ones.
+    """Whether a file belongs to an old checkpoint: a run keeps those if it is killed between its
+    last save and pruning.
     """
     return name not in reference and "/checkpoints/step-" in name
 
 
 def list_files(work: Path) -> list[Path]:
-    """Those of a command, but for scratch files."""
+    """All files in a work folder except scratch files and logs."""
     paths = [
         path for name in ("runs", "data", "source", "export") for path in (work / name).rglob("*")
     ]
@@ -436,8 +437,8 @@ def scratch_files(work: Path) -> set[str]:
 
 
 def read_progress(work: Path) -> dict[str, Any]:
-    """What a killed command must not lose: files of other runs, data, sources, exports; of its own
-    run the newest checkpoint, and the metrics and samples until then; how far data are prepared.
+    """What a killed command must not lose: files of other runs, data, sources and exports, the
+    newest checkpoint of its run with metrics and samples up to it, and progress of preparation.
     """
     progress: dict[str, Any] = {}
     for path in list_files(work):
@@ -466,7 +467,7 @@ def read_progress(work: Path) -> dict[str, Any]:
 
 
 def find_losses(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names of what was there before, and is not or is less."""
+    """Names of items that are missing or smaller in `after`."""
     names = []
     for name, value in before.items():
         current = after.get(name, type(value)())

@@ -1,5 +1,5 @@
-"""Imported by a server of tests.faults.forked where a command runs a thousand times: ends
-processes without tidying their memory.
+"""Speeds up thousands of short processes by exiting without freeing memory; imported by the fork
+server of tests.faults.forked.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ import gc
 import os
 
 gc.freeze()
-atexit.register(os._exit, 0)  # other exit codes take another way
+atexit.register(os._exit, 0)  # nonzero exits call os._exit directly

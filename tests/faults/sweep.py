@@ -1,10 +1,10 @@
-"""Make every file operation of a command fail once, and judge the outcome.
+"""Make each file operation of a command fail once, and check the outcome.
 
     python -m tests.faults.sweep train resume --part 1/2 --results found.jsonl
 
-runs all cases of these commands (default: all commands), every second one, and skips those that the
-file of results has already. A case is a site (operation, class of path, innermost lines of mlxgpt),
-one of its occurrences (first, middle, last) and an error.
+runs every second case of these commands (default: all commands), except those that are already in
+the results file. A case is a site (operation, path class, innermost lines of mlxgpt), one of its
+occurrences (first, middle or last) and an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPARE_COMMAND = f"""compare --tier 1 --source source/my.txt {MODEL_FLAGS}
     --vary learning_rate=1e-2,1e-3
     --budget 2steps --seeds 1 --eval-interval 1 --name mine"""
 
-# What each command starts from is the same world: made once, and copied.
+# All commands start from copies of the same work folder, which is created once.
 COMMANDS = {
     "train": f"{TRAIN_COMMAND} new",
     "resume": f"{TRAIN_COMMAND} half",
@@ -86,14 +86,14 @@ OTHER_REMEDIES = (
     "train it",
     "copy it again",
 )
-# Times, and what is only remembered.
+# Files with times and caches.
 VOLATILE_FILES = {"history.jsonl", hash_cache.CACHE_FILENAME, "ledger.jsonl", "mine.md"}
 DETERMINISTIC_KEYS = ("step", "loss", "lr", "grad_norm", "val_loss")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault: the operation of this number at this site fails with this errno."""
+    """A fault: occurrence `at` of the operation at `site` fails with `errno`."""
 
     command: str
     site: str
@@ -104,8 +104,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a case: `same`, `warned` and `stopped` are right, `missed` is a
-    site that was not reached, all else is a defect.
+    """Outcome of a case. `same`, `warned` and `stopped` are correct, `missed` is a site that was
+    not reached, everything else is a defect.
     """
 
     case: Case
@@ -117,7 +117,7 @@ ACCEPTED_VERDICTS = ("same", "warned", "stopped", "missed")
 
 
 def errnos_for(operation: str) -> tuple[int, int]:
-    """The two errnos that an operation is tried with."""
+    """The two errnos to test an operation with."""
     if operation in WRITE_OPERATIONS:
         return errno.EIO, errno.ENOSPC
     if operation == "open":
@@ -126,24 +126,24 @@ def errnos_for(operation: str) -> tuple[int, int]:
 
 
 class Sweep:
-    """Runs cases in copies of one world.
+    """Runs cases in copies of one work folder.
 
     Args:
         server: runs the commands.
-        folder: of the world, its copies and logs.
+        folder: for the original work folder, its copy and logs.
     """
 
     def __init__(self, server: ForkServer, folder: Path) -> None:
         self._server, self._folder = server, folder
         self._world = folder / "world"
-        self._work = folder / "work"  # always the same, as its name is in some files
+        self._work = folder / "work"  # a fixed path, since some files contain it
         self._counter = folder / "count"
         self._references: dict[str, tuple[CommandResult, dict[str, str]]] = {}
         self._create_world()
 
     def cases(self, command: str) -> list[Case]:
-        """All cases of a command: each site's first, middle and last occurrence, two errors each,
-        and every eighth site for good. Also runs it undisturbed.
+        """All cases of a command: the first, middle and last occurrence of each site with two
+        errors, and permanent errors at every eighth site. Also runs the command without faults.
         """
         log = self._folder / "operations"
         log.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ class Sweep:
         return cases
 
     def run(self, case: Case) -> Result:
-        """Run one case and judge it."""
+        """Run one case and check the outcome."""
         self._reset_work()
         before = read_progress(self._work)
         result = self._run(
@@ -185,7 +185,7 @@ class Sweep:
         self, case: Case, result: CommandResult, before: Mapping[str, Any]
     ) -> tuple[str, str]:
         if int.from_bytes(self._counter.read_bytes(), "little") < case.at:
-            return "missed", ""  # another order of threads; nothing failed
+            return "missed", ""  # nothing failed, since threads ran in a different order
         reference, expected_hashes = self._references[case.command]
         path_class = case.site.split(" ")[1]
         lines = result.err.strip().splitlines()
@@ -217,7 +217,7 @@ class Sweep:
             and " exists" in rerun.err
             and not find_differences(hash_files(self._work), expected_hashes)
         ):
-            return "stopped", result.err[-300:]  # only the result was not printed
+            return "stopped", result.err[-300:]  # only printing the result failed
         if rerun.code != 0:
             return "cannot be repeated", f"{lines[-2:]} then {rerun.err[-500:]}"
         actual_hashes = hash_files(self._work)
@@ -232,7 +232,7 @@ class Sweep:
         return self._server.run(shlex.split(COMMANDS[command]), self._work, self._make_env(env))
 
     def _make_env(self, env: Mapping[str, str]) -> Mapping[str, str]:
-        # Python's own temporary folder; and numbers of the same length wherever it is.
+        # TMPDIR, so that faults also cover Python's temporary files.
         return {"MLXGPT_HOME": str(self._work), "TMPDIR": str(self._work / "tmp"), **env}
 
     def _reset_work(self) -> None:
@@ -263,7 +263,7 @@ class Sweep:
         shutil.copytree(self._work, self._world, symlinks=True)
 
     def _interrupt(self, name: str, command: str) -> None:
-        """Kill a command where there is something to continue from."""
+        """Kill a command at a point where it leaves something to resume from."""
         log = self._folder / "operations"
         log.unlink(missing_ok=True)
         self._run(command, {**fault_roots_env(self._work), "FAULT_LOG": str(log)})
@@ -283,7 +283,7 @@ class Sweep:
 
 
 def find_message_defect(case: Case, lines: list[str]) -> str:
-    """What is wrong with the two lines that a stopped command ended with; empty if nothing."""
+    """What is wrong with the two-line error of a stopped command; empty if nothing."""
     if len(lines) < 2 or not lines[-1].startswith("  → "):
         return "unclear message"
     problem, remedy = lines[-2], lines[-1].removeprefix("  → ")
@@ -301,13 +301,13 @@ def find_message_defect(case: Case, lines: list[str]) -> str:
 
 
 def find_differences(actual: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """Names of files that differ. An old checkpoint that could not be deleted does not count."""
+    """Names of files that differ, except old checkpoints that could not be deleted."""
     names = {name for name in actual if "/checkpoints/step-" not in name} | {*expected}
     return sorted(name for name in names if actual.get(name) != expected.get(name))
 
 
 def hash_files(work: Path) -> dict[str, str]:
-    """The hash of each file in a work folder, by name, but for hidden ones, logs, and times."""
+    """Hash of each file in a work folder by name, without hidden files, logs and times."""
     hashes = {}
     for path in sorted(work.rglob("*")):
         name = path.relative_to(work)
@@ -331,8 +331,8 @@ def hash_files(work: Path) -> dict[str, str]:
 
 
 def read_progress(work: Path) -> dict[str, Any]:
-    """What a command may not lose: sources, data, exports; of each run its metrics' steps, samples
-    and history, and its checkpoints.
+    """What a command must not lose: sources, data, exports, and each run's checkpoints and steps in
+    its metrics, samples and history.
     """
     progress: dict[str, Any] = {
         name: content
@@ -365,14 +365,14 @@ def read_progress(work: Path) -> dict[str, Any]:
 
 
 def find_loss(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The first thing that was kept before and is lost after; empty if nothing is."""
+    """The first item of `before` that is lost in `after`; empty if nothing is lost."""
     for name, value in before.items():
         if name.startswith("data/.") and name not in after:
             scratch, finished = (
                 name.rsplit("/", 1)[0],
                 name.removeprefix("data/.").split(".new/")[0],
             )
-            if f"{scratch}/meta.json" in after:  # only its name is still missing
+            if f"{scratch}/meta.json" in after:  # complete except for the final rename
                 continue
             if any(other_name.startswith(f"data/{finished}/") for other_name in after):
                 continue
@@ -428,7 +428,7 @@ def _parse_output(text: str) -> Any:
 
 
 def run_sweep(commands: list[str], part: str, results: Path) -> Iterator[Result]:
-    """Run the cases of some commands that the file of results does not have yet."""
+    """Run the cases of some commands that are not in the results file yet."""
     first, stride = map(int, part.split("/"))
     result_lines = results.read_text().splitlines() if results.exists() else []
     finished_cases = {json.dumps(json.loads(line)["case"], sort_keys=True) for line in result_lines}

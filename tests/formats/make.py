@@ -1,5 +1,5 @@
-"""Writes files of today's formats into a new folder: two small runs, of characters and of a BPE, of
-8 steps, and their data. When a format's version rises:
+"""Write files of the current formats into a new folder: two runs of 8 steps, with characters and
+with BPE, and their data. To be run after a format version is increased:
 
     python -m tests.formats.make tests/formats/N
 """

@@ -1,4 +1,4 @@
-"""A measurement of round numbers, and a look into a report's tables."""
+"""A measurement with round numbers, and a reader of table rows in a report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_tier_result(name: str, parameters: int, flops: int, bytes_per_token: in
 
 
 def make_measurement() -> Measurement:
-    """Of two tiers, as a file of format 1 is read."""
+    """Return a measurement of two tiers, as read from a file of format 1."""
     machine = Machine(
         chip="Intel(R) Xeon(R) Processor",
         backend="cpu",
@@ -58,7 +58,7 @@ def make_measurement() -> Measurement:
 
 
 def table_cells(text: str, row: str, table: int = 0) -> list[str]:
-    """The cells of the n-th table row that begins with `row`, without it."""
+    """Return the cells of the n-th table row that starts with `row`, without that first cell."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()

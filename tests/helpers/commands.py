@@ -1,4 +1,4 @@
-"""Commands as a person gives them, for the tests of what can go wrong."""
+"""Run mlxgpt commands in-process, for tests of error messages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LONG_TRAIN_ARGS += ["--eval-interval", "10", "--dropout", "0.1"]
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """Of each file in it, but for what is only remembered of others."""
+    """Return the content of each file in the folder, except hash caches."""
     paths = [path for path in sorted(folder.rglob("*")) if path.name != hash_cache.CACHE_FILENAME]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
 def expect_error(capsys: Capture, *argv: str) -> str:
-    """The problem that a command names; it must leave no result, and everything as it was."""
+    """Return the problem line of a command that must fail, print nothing and change no file."""
     before = read_tree(Path.cwd())
     capsys.readouterr()
     code = cli.main(list(argv))

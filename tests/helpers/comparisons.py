@@ -1,4 +1,4 @@
-"""Results and curves made up, and a small comparison, for tests of what is done with them."""
+"""Made-up results and learning curves, and a small comparison to run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxgpt.experiments.runner import CompareCallback
 def make_curve(
     values: Sequence[float], *, tokens_per_point: int = 100, tokens_per_second: float = 50.0
 ) -> LearningCurve:
-    """A curve with evenly spaced points."""
+    """Make a learning curve with evenly spaced points."""
     tokens = [tokens_per_point * n for n in range(1, len(values) + 1)]
     steps = list(range(1, len(values) + 1))
     return LearningCurve(
@@ -24,7 +24,7 @@ def make_curve(
 
 
 def make_variant_result(name: str, losses: Sequence[float], **curve_options: Any) -> VariantResult:
-    """A variant with a training for each result, whose curve goes down to it from 4."""
+    """Make a variant with one run per loss; each curve falls from 4 to that loss."""
     run_results = [
         RunResult(
             seed, f"{name}{seed}", loss, make_curve([4.0, (4.0 + loss) / 2, loss], **curve_options)
@@ -35,21 +35,21 @@ def make_variant_result(name: str, losses: Sequence[float], **curve_options: Any
 
 
 def make_diverged_variant(name: str) -> VariantResult:
-    """A variant that diverged with its first seed."""
+    """Make a variant that diverged with its first seed."""
     return VariantResult(
         name, {}, 1000, 3, 300, [RunResult(0, name, float("inf"), None)], closed=True
     )
 
 
 def make_comparison_record(*variants: VariantResult, **options: Any) -> ComparisonRecord:
-    """A comparison of these."""
+    """Make a comparison of these variants."""
     fields = {"level": 0.05, "sequential": False, "machine": "a machine", **options}
     fields = {"judged_on": "held back", "held_back_bytes": 1234, **fields}
     return ComparisonRecord("mine", "300tokens", "my-text", variants=list(variants), **fields)
 
 
 class CompareRecorder(CompareCallback):
-    """Remembers the events of a comparison."""
+    """Records the events of a comparison."""
 
     def __init__(self) -> None:
         self.trained: list[tuple[str, int]] = []
@@ -63,7 +63,7 @@ class CompareRecorder(CompareCallback):
 
 
 def run_comparison(tiny: Config, *callbacks: CompareCallback, **options: Any) -> ComparisonRecord:
-    """A comparison of two learning rates of the tiny model, on words.txt."""
+    """Compare two learning rates of the tiny model on words.txt."""
     config = override_config(tiny, {"source": "words.txt", "dropout": 0.0})
     if "vary" not in options and "variants" not in options:
         options["vary"] = "learning_rate=1e-2,1e-3"

@@ -1,8 +1,7 @@
-"""A training that dies at a moment of its own choosing, and what a power cut leaves of its files.
+"""A training run that kills itself at a planned moment, and a simulated power cut of its files.
 
-Run as `python -m tests.helpers.crash PLAN`, it trains in the current folder and is killed as the
-plan, a JSON object, says. Nothing here knows how mlxgpt writes its files, but that it syncs by
-`files.fsync_path`.
+`python -m tests.helpers.crash PLAN` trains in the current folder and is killed as the JSON object
+PLAN says. The only assumption about how mlxgpt writes files is that it syncs by `files.fsync_path`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def kill_self(delay: float = 0.0) -> None:
 
 
 def make_kill_hook(event: int, delay: float) -> Callable[[], None]:
-    """What to call at each writing: at the event of that number it dies, so many seconds late, so
-    that it may be in the middle of it.
+    """Return a hook that kills the process `delay` seconds after its call number `event`. The delay
+    lets the kill hit the middle of a write.
     """
     count = 0
 
@@ -45,7 +44,7 @@ def make_kill_hook(event: int, delay: float) -> Callable[[], None]:
 
 
 def call_before(owner: Any, name: str, hook: Callable[[], None]) -> None:
-    """Have something called before each call of a function."""
+    """Patch `owner.name` to call `hook` before each call."""
     original = getattr(owner, name)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -56,19 +55,19 @@ def call_before(owner: Any, name: str, hook: Callable[[], None]) -> None:
 
 
 class SyncJournal:
-    """What the disk itself holds of the files below a folder: a file as it was when it was last
-    synced, a folder's names as they were then. Kept by inode, since files are renamed.
+    """Journal of what the disk is sure to hold below a folder: file contents and folder entries as
+    of their last sync. Indexed by inode, because files are renamed.
     """
 
     def __init__(self, folder: Path, journal: Path) -> None:
         self.journal = journal
-        self._descriptors: list[int] = []  # so that no inode is used again
+        self._descriptors: list[int] = []  # kept open so that no inode is reused
         folder.mkdir(exist_ok=True)
         for path in (folder, *folder.rglob("*")):
             self.sync(path)
 
     def sync(self, path: Path) -> None:
-        """In place of `files.fsync_path`."""
+        """Replacement for `files.fsync_path`."""
         self._descriptors.append(os.open(path, os.O_RDONLY))
         inode = os.fstat(self._descriptors[-1]).st_ino
         entry: dict[str, Any] = {"inode": inode}
@@ -82,7 +81,7 @@ class SyncJournal:
 
 
 def simulate_power_cut(folder: Path, journal: Path, draw: random.Random) -> None:
-    """Leave of a folder what the disk is sure to hold, and of what it is not sure to hold, some."""
+    """Rebuild a folder as after a power cut: synced data stays, unsynced data may or may not."""
     synced_folders: dict[int, dict[str, int]] = {}
     synced_copies: dict[int, Path] = {}
     lines = (
@@ -124,9 +123,9 @@ def simulate_power_cut(folder: Path, journal: Path, draw: random.Random) -> None
         )
         if (
             current_content.startswith(synced_content) and draw.random() < 0.3
-        ):  # the length is known, the rest not
+        ):  # the length was written, the data was not
             content = synced_content + bytes(len(current_content) - len(synced_content))
-        # What was synced is safe, and what was only added to it may be there or not.
+        # Synced content is safe; appended, unsynced data may be missing.
         target.write_bytes(content if content.startswith(synced_content) else synced_content)
 
     rebuild(folder.stat().st_ino, rebuilt)
@@ -136,7 +135,7 @@ def simulate_power_cut(folder: Path, journal: Path, draw: random.Random) -> None
 
 def main(plan: dict[str, Any]) -> None:
     from mlxgpt import api
-    from mlxgpt.utils import files  # before mlx, so that its own BLAS serves MLX
+    from mlxgpt.utils import files  # before mlx, so that MLX uses mlxgpt's BLAS
 
     import mlx.core as mx  # isort: skip
     from mlxgpt.backend import device
@@ -150,13 +149,13 @@ def main(plan: dict[str, Any]) -> None:
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
         module.estimate_training = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
-    if spike_step := plan.get("spike"):  # a step that looks like one, the first time
+    if spike_step := plan.get("spike"):  # this step counts as a spike the first time
 
         def loss_limit(self: spike_guard.SpikeGuard, step: int) -> float:
             return 0.0 if step == spike_step and not self.rollbacks else math.inf
 
         spike_guard.SpikeGuard.loss_limit = loss_limit  # type: ignore[method-assign]
-    if failing_step := plan.get("gpu_failure"):  # the step that it fails at
+    if failing_step := plan.get("gpu_failure"):  # the step at which the GPU fails
         remaining = [failing_step]
 
         def fail_gpu() -> None:

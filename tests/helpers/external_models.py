@@ -1,4 +1,4 @@
-"""Models as they lie elsewhere, for tests without the libraries that wrote them."""
+"""Model folders in external formats, written without the libraries that define them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def train_small_bpe() -> BPETokenizer:
 
 
 def random_parameters(config: ModelConfig) -> dict[str, mx.array]:
-    """Random ones, biases and norms too."""
+    """Return random parameters, including biases and norms."""
     initial = flatten_params(GPT(config, 1).parameters())
     return {
         name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
@@ -36,7 +36,7 @@ def random_parameters(config: ModelConfig) -> dict[str, mx.array]:
 
 
 def write_gpt2_folder(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, mx.array]:
-    """A GPT-2's folder, laid out as the hub's gpt2; its parameters by our names."""
+    """Write a folder laid out as gpt2 on the hub; return its parameters under mlxgpt's names."""
     tokenizer = tokenizer or train_small_bpe()
     config = replace(MODEL_CONFIG, vocab_size=tokenizer.vocab_size)
     parameters = random_parameters(config)

@@ -1,4 +1,4 @@
-"""File operations that fail, for tests."""
+"""File operations that fail on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from mlxgpt.utils import files
 
-# Of a disk, of a limit, of permissions: none says that there is nothing.
+# Errors of a disk, a limit, or permissions; none of them means that the file is missing.
 ERRNOS = [errno.EIO, errno.EMFILE, errno.EACCES]
 
 
@@ -22,7 +22,9 @@ def make_os_error(number: int, path: object) -> OSError:
 def failing_open(
     patch: pytest.MonkeyPatch, name: str, number: int, *, after: int = 0
 ) -> list[Path]:
-    """Let `Path.open` of files of a name fail, but for the first `after` times; the failed ones."""
+    """Make `Path.open` fail for files of this name after `after` successful calls; return the list
+    of failed paths.
+    """
     original, calls, failed_paths = Path.open, [], []
 
     def open_or_fail(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -38,7 +40,7 @@ def failing_open(
 
 
 def failing_sync(patch: pytest.MonkeyPatch, folder: str) -> None:
-    """Let the sync of a folder of this name fail, once."""
+    """Make the sync of a folder of this name fail once."""
     failed_paths: list[Path] = []
     original = files.fsync_path
 

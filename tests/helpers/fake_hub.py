@@ -1,20 +1,20 @@
-"""The Hugging Face hub, its storage and GitHub, played by servers on the loopback that are laid out
-as the real ones: addresses, redirects, headers, errors. Each can be in one of several moods.
+"""Fake Hugging Face hub, its file storage and GitHub: loopback servers with the URLs, redirects,
+headers and errors of the real ones. Each server has a behavior, such as failing or hanging.
 
-How the real ones are, from public uses:
-- /resolve/ answers for a small file 307 to /api/resolve-cache/…, for a large one 302 to a signed
-  address of a CDN on another host, with X-Linked-Size and X-Linked-ETag, and where Xet stores it
-  with X-Xet-Hash and a Link to a token (huggingface_hub's file_download.py; answers printed in
+How the real servers behave, from public sources:
+- /resolve/ redirects small files (307) to /api/resolve-cache/… and large files (302) to a signed
+  URL of a CDN on another host, with X-Linked-Size and X-Linked-ETag, and for files stored in Xet
+  also X-Xet-Hash and a Link to a token (huggingface_hub's file_download.py; responses printed in
   ngxson/wllama#248, raullenchai/Rapid-MLX#1122, huggingface/swift-transformers#209).
-- Each answer has RateLimit, and of a 429 it tells when to come again (hub-docs' rate-limits;
+- Each response has a RateLimit header; in a 429 it gives the time to wait (hub-docs' rate-limits;
   huggingface_hub 1.2's notes).
-- A repository that nobody knows answers 401; so do the files of a gated one, whose description is
-  public; a revision or file 404, with X-Error-Code (hf_raise_for_status).
-- tiny_shakespeare has a script on main, and on refs/convert/parquet default/SPLIT/0000.parquet;
-  TinyStories has data/*.parquet beside text, archives and arrays, and a card without `configs`;
-  tinystories-gpt4-clean has one Parquet file at its root (several trainings that fetch them).
-- Models have no prefix: /OWNER/NAME/resolve/…, /api/models/OWNER/NAME, with ?blobs=true also sizes
-  and, of large files, the sha256 (huggingface_hub#951; answers printed in monatis/clip.cpp#65,
+- An unknown repository returns 401, as do the files of a gated one, whose description is public;
+  an unknown revision or file returns 404, with X-Error-Code (hf_raise_for_status).
+- tiny_shakespeare has a script on main and default/SPLIT/0000.parquet on refs/convert/parquet;
+  TinyStories has data/*.parquet next to text, archives and arrays, and a card without `configs`;
+  tinystories-gpt4-clean has one Parquet file at its root (seen in several training repositories).
+- Models have no prefix: /OWNER/NAME/resolve/…, /api/models/OWNER/NAME; ?blobs=true adds sizes and,
+  for large files, the sha256 (huggingface_hub#951; responses printed in monatis/clip.cpp#65,
   gomlx/go-huggingface#46).
 """
 
@@ -41,11 +41,11 @@ LFS_SUFFIXES = (
     ".gz",
     ".npy",
     ".safetensors",
-)  # kept by the storage, not by git
+)  # stored in LFS rather than git
 
 
 def to_parquet(texts: Iterable[object], column: str = "text") -> bytes:
-    """A Parquet file of one column."""
+    """Return a Parquet file with one column."""
     import pyarrow
     import pyarrow.parquet
 
@@ -55,7 +55,7 @@ def to_parquet(texts: Iterable[object], column: str = "text") -> bytes:
 
 
 class Repository:
-    """A dataset: its branches, and the files of each commit."""
+    """A dataset or model repository: its branches, and the files of each commit."""
 
     def __init__(self, branches: dict[str, Files], *, gated: bool = False) -> None:
         self.commits: dict[str, Files] = {}
@@ -82,7 +82,7 @@ def sha256(content: bytes) -> str:
 
 
 def make_shakespeare_repos(text: str) -> dict[str, Repository]:
-    """Tiny Shakespeare as it lies on the hub: a script; on another branch a row for each split."""
+    """Make the hub's Tiny Shakespeare: a script on main, one row per split on another branch."""
     script = {"README.md": b"---\nlanguage: en\n---\n", "tiny_shakespeare.py": b"import datasets"}
     rows = {
         f"default/{name}/0000.parquet": to_parquet([part])
@@ -92,14 +92,14 @@ def make_shakespeare_repos(text: str) -> dict[str, Repository]:
 
 
 def split_text(text: str) -> dict[str, str]:
-    """The first nine tenths of a text, and the two halves of the rest."""
+    """Split a text into its first nine tenths and the two halves of the rest."""
     cut = int(0.9 * len(text))
     val_end = (cut + len(text)) // 2
     return {"train": text[:cut], "validation": text[cut:val_end], "test": text[val_end:]}
 
 
 class Server(ThreadingHTTPServer):
-    """A server in a mood, for addresses that have `path_filter` in them."""
+    """A server that misbehaves as `behavior` says for URLs that contain `path_filter`."""
 
     daemon_threads = True
     host = "127.0.0.1"
@@ -110,7 +110,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), handler)
         self.behavior, self.path_filter = behavior, path_filter
         self.requests: list[str] = []
-        self.truncated_responses = 0  # answers that broke off
+        self.truncated_responses = 0  # responses that were cut off
         self.closing = threading.Event()
 
     @property
@@ -118,14 +118,13 @@ class Server(ThreadingHTTPServer):
         return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """Whoever asked has gone."""
+        """Ignore clients that disconnect."""
 
 
 class Hub(Server):
-    """huggingface.co. Its models are named `models/OWNER/NAME`. Moods: `well`; a number, which it
-    answers; `hangs`; `slow` at first, by half a second; `login`, a page that is not the hub's;
-    `xet`, whose own way of storing fails; `moves`, to another commit whenever it was asked for a
-    branch.
+    """huggingface.co; models are named `models/OWNER/NAME`. Behaviors: `well`; an HTTP status;
+    `hangs`; `slow`, by 0.5 s at first; `login`, a page that is not the hub's; `xet`, whose Xet
+    storage fails; `moves`, to another commit after each request for a branch.
     """
 
     def __init__(
@@ -141,18 +140,20 @@ class Hub(Server):
 
 
 class Cdn(Server):
-    """The storage. Moods: `well`; `breaks` off twice; `truncates` always; `hangs`."""
+    """The file storage. Behaviors: `well`; `breaks` off twice; `truncates` always; `hangs`."""
 
-    host = "localhost"  # to clients another one than the hub's
+    host = "localhost"  # so that clients see a different host than the hub's
 
     def __init__(self, behavior: str) -> None:
         super().__init__(CdnHandler, behavior, "/")
         self.blobs: dict[str, bytes] = {}
-        self.resumed_downloads = 0  # files asked for from their middle on
+        self.resumed_downloads = 0  # downloads that started from the middle of a file
 
 
 class GitHub(Server):
-    """raw.githubusercontent.com, with one text. Moods: `well`; a number; `breaks`; `hangs`."""
+    """raw.githubusercontent.com with one text. Behaviors: `well`; an HTTP status; `breaks`;
+    `hangs`.
+    """
 
     path = "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
@@ -201,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
         status: int = 200,
         truncate_at: int = -1,
     ) -> None:
-        """An answer, of which `truncate_at` bytes are sent before it breaks off."""
+        """Send a response, cut off after `truncate_at` bytes unless that is negative."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -325,7 +326,7 @@ class HubHandler(Handler):
 
 
 def parse_api_path(path: str) -> tuple[str, str, str, str]:
-    """What is asked for, and the repository, revision and path that it is asked of."""
+    """Split a URL path into endpoint, repository, revision and file path."""
     parts = path.strip("/").split("/")
     if parts[0] == "datasets":  # datasets/OWNER/NAME/resolve/REVISION/PATH
         name, endpoint, remainder = parts[1:3], parts[3], parts[4:]
@@ -334,7 +335,7 @@ def parse_api_path(path: str) -> tuple[str, str, str, str]:
     elif parts[1] == "resolve-cache":  # api/resolve-cache/datasets/OWNER/NAME/COMMIT/PATH
         name, endpoint, remainder = parts[3:5], parts[1], parts[5:]
         name = ["models", *name] if parts[2] == "models" else name
-    elif parts[1] == "models":  # as the next
+    elif parts[1] == "models":  # like the branch below
         name, endpoint, remainder = parts[1:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
     else:  # api/datasets/OWNER/NAME, api/datasets/OWNER/NAME/WHAT/REVISION/PATH
         name, endpoint, remainder = parts[2:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
@@ -348,7 +349,7 @@ def parse_api_path(path: str) -> tuple[str, str, str, str]:
 
 
 def make_sibling(path: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
-    """A file as the hub tells of it with its repository."""
+    """Describe a file as in the hub's repository info."""
     if not blobs:
         return {"rfilename": path}
     info = {"rfilename": path, "blobId": sha1(content), "size": len(content)}
@@ -361,7 +362,7 @@ def make_sibling(path: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
 
 
 def make_tree_entry(path: str, content: bytes | None) -> dict[str, Any]:
-    """A file, or a folder, as the hub lists it."""
+    """Describe a file or folder as in the hub's file listing."""
     if content is None:
         return {"type": "directory", "path": path, "size": 0, "oid": "0"}
     info = {"type": "file", "path": path, "size": len(content), "oid": sha1(content)}
@@ -377,7 +378,7 @@ class CdnHandler(Handler):
     def serve(self, behavior: str) -> None:
         url = urlsplit(self.path)
         query = parse_qs(url.query)
-        if "/reconstructions/" in url.path:  # Xet's own way, which only the mood `xet` leads to
+        if "/reconstructions/" in url.path:  # the Xet protocol, used only with behavior `xet`
             self.respond_error(500)
             return
         if "Signature" not in query or int(query["Expires"][0]) < time.time():
@@ -402,7 +403,7 @@ class GitHubHandler(Handler):
     server: GitHub
 
     def serve(self, behavior: str) -> None:
-        if urlsplit(self.path).path != self.server.path:  # a proxy is asked for the whole address
+        if urlsplit(self.path).path != self.server.path:  # a proxy receives the full URL
             self.respond_error(404)
             return
         truncate = behavior == "breaks" and self.server.truncated_responses < 1

@@ -1,4 +1,4 @@
-"""A disk that fails at a chosen operation, for tests in this process."""
+"""An in-process disk that fails at a chosen operation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ READ_OPERATIONS = ("stat", "listdir", "scandir", "read")
 
 
 class FaultyDisk:
-    """Counts the operations on files under a folder, and fails number `fail_at`, once.
+    """Counts the file operations under a folder and makes operation number `fail_at` fail once.
 
-    A write that fails leaves half of its bytes, as on a disk that becomes full.
+    A failing write writes half of its bytes, as on a disk that becomes full.
 
     Attributes:
-        operations: each operation so far: its name, and the file's.
+        operations: (operation, file path) of each operation so far.
     """
 
     def __init__(self, folder: Path, errno_code: int = errno.ENOSPC) -> None:
@@ -33,7 +33,7 @@ class FaultyDisk:
         self._descriptor_paths: dict[int, str] = {}
 
     def count_operation(self, name: str, path: object, *, has_filename: bool = True) -> None:
-        """Count an operation, and fail it where it is its turn."""
+        """Count an operation, and raise OSError if it is number `fail_at`."""
         if isinstance(path, int):
             path, has_filename = self._descriptor_paths.get(path, ""), False
         if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(self.folder):
@@ -46,7 +46,7 @@ class FaultyDisk:
 
     @contextmanager
     def watching(self, fail_at: int | None = None) -> Iterator[FaultyDisk]:
-        """Watch all operations of this process."""
+        """Count all file operations of this process within this context."""
         self.fail_at, self.operations, self.failed_operation = fail_at, [], None
         with pytest.MonkeyPatch.context() as patch:
             for name in (*WRITE_OPERATIONS, *READ_OPERATIONS[:-1]):
@@ -74,7 +74,7 @@ class FaultyDisk:
 
     def _wrap_close(self, call: Callable[[int], None]) -> Callable[[int], None]:
         def wrapper(descriptor: int) -> None:
-            call(descriptor)  # it is closed also where that fails
+            call(descriptor)  # the file is closed even if this operation fails
             self.count_operation(
                 "close", self._descriptor_paths.pop(descriptor, None), has_filename=False
             )

@@ -1,6 +1,5 @@
-"""What every process group does, alone or with others: one function for each promise.
-
-`python -m tests.helpers.group_contract`, run by each rank, writes what failed to `rank-N.json`.
+"""Contract of every process group, local or distributed: one function per guarantee. `python -m
+tests.helpers.group_contract`, run by each rank, writes the failures to `rank-N.json`.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ def local_group_does_not_communicate(group: ProcessGroup) -> None:
         group.size,
         group.is_main,
     )
-    if group.is_main:  # the others would wait if this were a collective
+    if group.is_main:  # a collective would block, since the other ranks do not call it
         assert local_group.sum("alone", mx.ones(1)).item() == 1
         assert local_group.gather("alone", 3) == [3]
 
@@ -164,7 +163,7 @@ def local_group_does_not_communicate(group: ProcessGroup) -> None:
 def main_rank_runs_first(group: ProcessGroup) -> None:
     def append() -> int:
         if group.is_main:
-            time.sleep(0.3)  # of all that would be first
+            time.sleep(0.3)  # give the other ranks time to run first
         with Path("turns").open("a") as file:
             file.write(f"{group.rank}\n")
         return group.rank

@@ -1,4 +1,4 @@
-"""A small file of HellaSwag's form, invented: contexts, four endings, and which is right."""
+"""A small made-up file in HellaSwag's format: contexts, four endings, and the label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxgpt.utils.errors import UserError
 
-# Context, which is right, the four endings.
+# Context, label, four endings.
 CASES: list[tuple[str, int, str, str, str, str]] = [
     (
         "A woman fills a kettle at the sink. she",
@@ -110,7 +110,7 @@ CASES: list[tuple[str, int, str, str, str, str]] = [
 
 
 def make_example(number: int = 0) -> dict[str, Any]:
-    """A line of the file, as it was before it was written."""
+    """Return one line of the file as a dict."""
     context, label, *endings = CASES[number % len(CASES)]
     return {
         "ind": number,
@@ -130,7 +130,7 @@ EXAMPLES_JSONL = "".join(json.dumps(make_example(number)) + "\n" for number in r
 
 
 def check_error_format(error: UserError, problem: str) -> None:
-    """It is the problem that is named, in one line, and what to do in another."""
+    """Check that the error names the problem in one line and the remedy in another."""
     assert re.search(problem, error.problem)
     for text in (error.problem, error.remedy):
         assert "\n" not in text

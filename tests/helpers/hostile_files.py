@@ -1,4 +1,4 @@
-"""Files as somebody might write them who means no good, or as chance might: made from good ones."""
+"""Malicious or corrupted files, derived from valid ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 BYTE_EDITS = st.lists(
     st.tuples(
-        st.floats(0, 1),  # where, as a share of the length
+        st.floats(0, 1),  # position as a fraction of the length
         st.sampled_from(["replace", "insert", "cut", "end"]),
         st.one_of(
             st.binary(min_size=1, max_size=9),
@@ -24,7 +24,7 @@ BYTE_EDITS = st.lists(
 
 
 def apply_edits(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
-    """Some bytes of a file replaced, inserted, or cut out; or its end cut off."""
+    """Replace, insert or cut bytes, or truncate the file."""
     for position, kind, inserted in edits:
         offset = int(position * len(content))
         if kind == "replace":
@@ -91,10 +91,10 @@ TREE_CHANGES = st.lists(
 
 
 def apply_changes(tree: Any, changes: list[tuple[int, str, Any]]) -> Any:
-    """A tree of JSON with a few of its nodes set to another value, dropped, or added to."""
+    """Set, drop or add nodes of a JSON tree."""
     root = [copy.deepcopy(tree)]
     for number, kind, value in changes:
-        value = copy.deepcopy(value)  # the same one comes again in other examples
+        value = copy.deepcopy(value)  # hypothesis reuses values across examples
         nodes = list(_iter_nodes(root))
         container, key = nodes[number % len(nodes)]
         if kind == "drop" and len(nodes) > 1 and container is not root:
@@ -127,7 +127,7 @@ def _iter_child_nodes(value: Any, depth: int = 0) -> Any:
 
 
 def dump_tree(tree: Any, seal: Callable[[dict], str] | None = None) -> str:
-    """A tree as text, with a fitting seal where it can have one."""
+    """Dump a tree as JSON, with a valid seal if it can have one."""
     try:
         if seal and isinstance(tree, dict):
             return seal({key: value for key, value in tree.items() if key != "seal"})

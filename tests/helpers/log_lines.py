@@ -1,4 +1,4 @@
-"""What mlxgpt logs, line by line."""
+"""Capture the lines that mlxgpt logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _LineHandler(logging.Handler):
 
 @contextmanager
 def capture_log_lines(write: Callable[[str], object]) -> Iterator[None]:
-    """A context in which each line that mlxgpt logs, at INFO or above, is passed to a function."""
+    """Pass each line that mlxgpt logs at INFO or above to a function within this context."""
     logger, handler = logging.getLogger("mlxgpt"), _LineHandler(write)
     level = logger.level
     logger.addHandler(handler)

@@ -1,5 +1,5 @@
-"""A machine with an empty cache that reaches our servers and no others: `datasets`,
-`huggingface_hub` and everything below them are real; the servers are ours (hub.py).
+"""A machine with an empty cache that reaches only fake servers (fake_hub.py). `datasets`,
+`huggingface_hub` and everything below them are real.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mlxgpt.data.dataset import open_dataset
 from tests.helpers.commands import ROOT
 from tests.helpers.fake_hub import GitHub, Hub, run_servers
 
-REFUSED_ADDRESS = "http://127.0.0.1:9"  # a port that refuses
+REFUSED_ADDRESS = "http://127.0.0.1:9"  # a port that refuses connections
 SMALL_TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
-# The program as it is, but for the hash and the length of our small text, and GitHub's address.
+# mlxgpt, except for the small text's hash and length, and GitHub's address.
 PROGRAM_CODE = """
 import os, signal, sys
 from dataclasses import replace
@@ -28,8 +28,8 @@ from mlxgpt.data.hub import HUB_DATASETS, Mirror
 http.MIRROR_TIMEOUT_SECONDS = float(os.environ.get("DEADLINE", http.MIRROR_TIMEOUT_SECONDS))
 if "CHUNK" in os.environ:
     from huggingface_hub import constants
-    constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what is kept of a broken download
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
+    constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what a broken download keeps
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
 digest, github, *arguments = sys.argv[1:]
 HUB_DATASETS["shakespeare"] = replace(
     HUB_DATASETS["shakespeare"], sha256=digest, mirror=Mirror(github, 900)
@@ -39,7 +39,7 @@ sys.exit(cli.main(arguments))
 
 
 class OfflineMachine:
-    """Somebody's machine: a folder that is home to everything the program writes."""
+    """A simulated machine; `folder` contains everything that the program writes."""
 
     def __init__(
         self, folder: Path, hub: str, github: str = REFUSED_ADDRESS, digest: str = ""
@@ -83,7 +83,7 @@ class OfflineMachine:
         return process.returncode, out, err
 
     def read_splits(self, name: str = "shakespeare") -> tuple[str, str]:
-        """Both sides of a single document."""
+        """Return both splits of a single-document dataset."""
         dataset = open_dataset(self.folder / "data" / name)
         decode = dataset.tokenizer.decode
         return decode(dataset.train.ids), decode(dataset.val.ids)
@@ -93,7 +93,7 @@ class OfflineMachine:
 def run_offline_machine(
     folder: Path, hub: Hub, github: GitHub | None = None
 ) -> Iterator[OfflineMachine]:
-    """A machine that reaches these servers."""
+    """Run these servers and a machine that reaches only them."""
     with run_servers(hub, *([github] if github else [])):
         address = github.address + GitHub.path if github else REFUSED_ADDRESS
         yield OfflineMachine(folder, hub.address, address)

@@ -1,4 +1,4 @@
-"""A server that plays a run, on a real socket, and someone who asks."""
+"""A playground server on a real socket, and a client for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "a-key-of-the-tests"
 
 @dataclass(frozen=True)
 class PlayServer:
-    """Where it is, and how to ask."""
+    """A running server, with methods to send requests."""
 
     port: int
     folder: Path
@@ -42,19 +42,19 @@ class PlayServer:
             return client.post(path, json=body)
 
     def post_ok(self, path: str, **body: Any) -> Any:
-        """The answer, which has to be one."""
+        """Return the JSON response of a request that must succeed."""
         response = self.post(path, body)
         assert response.status_code == 200, response.text
         return response.json()
 
     def post_error(self, path: str, **body: Any) -> str:
-        """Why it is refused."""
+        """Return the error message of a request that must be refused."""
         response = self.post(path, body)
         assert 400 <= response.status_code < 500, response.text
         return str(response.json()["error"]["message"])
 
     def post_stream(self, path: str, **body: Any) -> list[Any]:
-        """All events of a stream, but its end."""
+        """Return all events of a streamed response except the final [DONE]."""
         response = self.post(path, body)
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -67,7 +67,7 @@ class PlayServer:
 
 @contextlib.contextmanager
 def serve_run(folder: Path) -> Iterator[PlayServer]:
-    """Play a run while this lasts."""
+    """Serve a run within this context."""
     listener = server.bind_socket(0)
     port = listener.getsockname()[1]
     ready = threading.Event()
@@ -86,7 +86,7 @@ def serve_run(folder: Path) -> Iterator[PlayServer]:
 
 @contextlib.contextmanager
 def serve_run_copy(trained: Path, folder: Path) -> Iterator[PlayServer]:
-    """Play a copy of the finished run, in this folder."""
+    """Copy the finished run to this folder and serve it."""
     shutil.copytree(trained / "runs" / "done", folder)
     with serve_run(folder) as play_server:
         yield play_server

@@ -1,4 +1,4 @@
-"""A preparation that is watched, for tests."""
+"""Observe and interrupt a dataset preparation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ DATASET_FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verifie
 
 
 def read_folder_files(folder: Path) -> dict[str, bytes]:
-    """All but what is only remembered of the other files."""
+    """Return the content of all files except the hash cache."""
     paths = [path for path in folder.iterdir() if path.name != hash_cache.CACHE_FILENAME]
     return {path.name: path.read_bytes() for path in paths}
 
 
 class PrepareRecorder:
-    """Remembers what it is told; after so many chunks or characters it has had enough."""
+    """Records logs and progress; raises KeyboardInterrupt after `interrupt_after` updates of a
+    stage.
+    """
 
     def __init__(self, interrupt_after: int | None = None, *, stage: str = "encoding") -> None:
         self.lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Trainings by several ranks on this machine, each a process as tests/helpers/crash.py makes it."""
+"""Distributed training on this machine; each rank is a process of tests/helpers/crash.py."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.helpers.commands import ROOT
 
 
 class RankResults:
-    """How the ranks ended: exit codes, and what each wrote on stderr."""
+    """Exit codes and stderr of all ranks."""
 
     def __init__(self, codes: list[int], errors: list[str]) -> None:
         self.codes, self.errors = codes, errors
 
 
 class RankProcesses:
-    """Some ranks at work, in the current folder.
+    """Processes of all ranks, running in the current folder.
 
     Args:
-        plans: of each rank, as tests/helpers/crash.py takes them; or
-        command: arguments of Python, the same for all.
+        plans: one plan per rank for tests/helpers/crash.py; or
+        command: Python arguments, the same for all ranks.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RankProcesses:
         commands = [["-m", "tests.helpers.crash", json.dumps(plan)] for plan in plans]
         hostfile = Path("hosts.json").absolute()
         hosts = [[f"127.0.0.1:{port}"] for port in free_ports(size)]
-        hostfile.write_text(json.dumps(hosts) if size > 1 else "")  # as mlx.launch does
+        hostfile.write_text(json.dumps(hosts) if size > 1 else "")  # same as mlx.launch
         self.processes = [
             subprocess.Popen(
                 [sys.executable, *(commands[rank] if commands else command)],
@@ -60,7 +60,7 @@ class RankProcesses:
         ]
 
     def wait(self, seconds: float = 120) -> RankResults:
-        """Wait until all have ended."""
+        """Wait until all ranks have ended."""
         errors = [process.communicate(timeout=seconds)[1] for process in self.processes]
         return RankResults([process.returncode for process in self.processes], errors)
 
@@ -76,14 +76,14 @@ class RankProcesses:
 
 
 def train_on_ranks(plan: Mapping[str, Any], size: int) -> None:
-    """A training by so many ranks, to its end."""
+    """Train on `size` ranks to the end."""
     with RankProcesses([plan] * size) as ranks:
         results = ranks.wait()
     assert results.codes == [0] * size, results.errors
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Return ports that no process listens on."""
     with ExitStack() as stack:
         sockets = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)

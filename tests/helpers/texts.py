@@ -1,4 +1,4 @@
-"""Texts for tests: all kinds of Unicode, and what a reader or an array makes of them."""
+"""Unicode test texts, and helpers to read documents back from readers and token arrays."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def remove_nul(text: str) -> str:
 
 
 def read_like_python(text: str) -> str:
-    """A text file's text as Python itself reads it: newlines alone, and no byte-order mark."""
+    """Decode as Python reads a text file: line endings become newlines, no byte-order mark."""
     return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8-sig", newline=None).read()
 
 
 @contextmanager
 def limit_piece_chars(length: int) -> Iterator[None]:
-    """Documents come in pieces of this length, and files are read so many bytes at a time."""
+    """Limit the length of document pieces, and of words accordingly, within this context."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "MAX_PIECE_CHARS", length)
         patch.setattr(readers, "MAX_WORD_CHARS", 4 * length)
@@ -62,7 +62,7 @@ def limit_piece_chars(length: int) -> Iterator[None]:
 
 
 def join_pieces(pieces: Iterable[DocumentPiece]) -> list[str]:
-    """The documents whose pieces these are."""
+    """Join pieces into whole documents."""
     documents, document = [], ""
     for text, is_last in pieces:
         document += text
@@ -74,7 +74,7 @@ def join_pieces(pieces: Iterable[DocumentPiece]) -> list[str]:
 
 
 def decode_documents(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The documents in a token array that has an end-of-text after each."""
+    """Decode a token array that has an end-of-text after each document."""
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
     *document_ids, trailing_ids = np.split(ids, ends + 1)
     assert not len(trailing_ids), "the last document has ended"
@@ -82,7 +82,7 @@ def decode_documents(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
 
 
 def decode_splits(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """The training and the validation documents."""
+    """Return the training and the validation documents."""
     tokenizer = dataset.tokenizer
     return (
         decode_documents(dataset.train.ids, tokenizer),

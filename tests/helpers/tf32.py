@@ -1,4 +1,4 @@
-"""Matrix products as an M5's GPU and CUDA compute them: of float32 rounded to TF32."""
+"""Emulate matmuls of M5 GPUs and CUDA, which round float32 inputs to TF32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def round_to_tf32(x: mx.array) -> mx.array:
 def round_matmul_inputs(
     patch: pytest.MonkeyPatch, is_rounded: Callable[[], bool] = lambda: True
 ) -> None:
-    """Products, and those of their gradients, of matrices that are rounded to 10 bits first."""
+    """Patch matmuls and their gradients to round float32 inputs to TF32's 10-bit mantissa."""
     original_matmul = mx.array.__matmul__
 
     @mx.custom_function

@@ -9,7 +9,7 @@ from mlxgpt.model.gpt import GPT
 
 
 def make_random_model(config: Config) -> GPT:
-    """A model that is neither sure nor clueless: large random weights."""
+    """Return a model with large random weights; its predictions are neither uniform nor certain."""
     model = GPT(config.model)
     rng = np.random.default_rng(0)
     model.update(

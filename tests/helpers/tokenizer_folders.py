@@ -1,4 +1,4 @@
-"""Tokenizers with added tokens, laid out in each way that transformers has written them."""
+"""Tokenizers with added tokens, in each layout that transformers has used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from tests.helpers.external_models import train_small_bpe
 
-# From id 280 on: content, and whether it is special.
+# Content and whether it is special; ids start at 280.
 ADDED_TOKENS = [("<pad>", True), ("ACME", False), ("<|im_end|>", True), ("ACMEs", False)]
 TOKENIZER_LAYOUTS = ["tokenizer.json", "added_tokens.json", "added_tokens_decoder", "both"]
 TEXTS_WITH_ADDED_TOKENS = st.lists(
@@ -24,7 +24,7 @@ TEXTS_WITH_ADDED_TOKENS = st.lists(
 
 
 def make_tokenizer_tree() -> dict[str, Any]:
-    """A tokenizer.json as transformers writes it."""
+    """Return a tokenizer.json as transformers writes it."""
     tree: dict[str, Any] = json.loads(train_small_bpe().to_json())
     tree["added_tokens"] += [
         {"id": id, "content": content, **make_token_flags(special)}
@@ -39,7 +39,7 @@ def make_token_flags(special: bool) -> dict[str, bool]:
 
 
 def write_folder(folder: Path, layout: str) -> None:
-    """Write a tokenizer's files, and no others of them stay."""
+    """Write the files of a tokenizer in this layout and remove those of other layouts."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     tree = make_tokenizer_tree()

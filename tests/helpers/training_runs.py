@@ -1,4 +1,4 @@
-"""Observes a training run, and reads what it left, for tests."""
+"""Record a training run, and read its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
 from tests.helpers.log_lines import capture_log_lines
 
-# All that the modern recipes have, in any of them.
+# Every option that some modern recipe uses.
 MODERN_PARTS: dict[str, Any] = {
     "position": "rope",
     "norm": "rms",
@@ -36,10 +36,10 @@ MODERN_STEPS: dict[str, Any] = {
 
 
 class Recorder(Callback):
-    """Records a training run's events and, inside `recording_logs`, what is logged.
+    """Records a training run's events and, inside `recording_logs`, its log lines.
 
     Args:
-        echo: print what is logged on stderr, too.
+        echo: also print log lines on stderr.
     """
 
     def __init__(self, echo: bool = False) -> None:
@@ -52,7 +52,7 @@ class Recorder(Callback):
 
     @contextmanager
     def recording_logs(self) -> Iterator[Recorder]:
-        """A context in which what is logged is recorded."""
+        """Record log lines within this context."""
         with capture_log_lines(self._record_line):
             yield self
 
@@ -75,7 +75,7 @@ class Recorder(Callback):
 
 
 def final_state(run: str) -> dict[str, np.ndarray]:
-    """Model and optimizer of a run's newest checkpoint."""
+    """Return model and optimizer arrays of a run's newest checkpoint."""
     folder = Path("runs") / run / "checkpoints"
     saved = checkpoint.load_checkpoint(
         checkpoint.checkpoint_folder(folder, checkpoint.list_steps(folder)[-1]), with_optimizer=True
@@ -85,7 +85,7 @@ def final_state(run: str) -> dict[str, np.ndarray]:
 
 
 def metrics(run: str) -> list[dict[str, Any]]:
-    """The metrics that do not depend on the clock or the machine."""
+    """Return the logged metrics that do not depend on time or machine."""
     keys = ("step", "loss", "lr", "grad_norm", "val_loss")
     lines = (Path("runs") / run / "metrics.jsonl").read_text().splitlines()
     return [

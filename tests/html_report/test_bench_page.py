@@ -10,12 +10,12 @@ from tests.html_report.test_page import HOSTILE, ParsedPage
 
 
 def measure_on(**changes: Any) -> Measurement:
-    """A measurement on a machine with something changed."""
+    """Make a measurement with changed fields of its machine."""
     original = make_measurement()
     return replace(original, machine=replace(original.machine, **changes))
 
 
-def test_one_machine_with_estimates() -> None:
+def test_page_of_one_machine_has_estimates() -> None:
     html = build_benchmark_page([make_measurement()]).to_html()
     text = ParsedPage(html).text
     for words in ("measured and estimated", "Apple chips: estimated", "How to reproduce"):
@@ -25,7 +25,7 @@ def test_one_machine_with_estimates() -> None:
     assert "<svg" in html
 
 
-def test_machines_side_by_side() -> None:
+def test_page_of_several_machines() -> None:
     second = measure_on(chip="Apple M4")
     page = build_benchmark_page([make_measurement(), replace(second, tiers=second.tiers[:1])])
     text = ParsedPage(page.to_html()).text
@@ -33,7 +33,7 @@ def test_machines_side_by_side() -> None:
     assert "Apple M4, 2026-11-22" in text
 
 
-def test_a_chip_s_name_is_text() -> None:
+def test_name_of_a_chip_is_escaped() -> None:
     html = build_benchmark_page([measure_on(chip=f"{HOSTILE} ![x](http://e.vil)")]).to_html()
     assert "<script" not in html
     assert "<img" not in html

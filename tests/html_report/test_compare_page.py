@@ -28,7 +28,7 @@ def make_record(**fields: object) -> ComparisonRecord:
     return make_comparison_record(first, *variants, **fields)
 
 
-def test_a_comparison_shows_differences_curves_and_verdicts() -> None:
+def test_page_has_differences_curves_and_verdicts() -> None:
     html = build_comparison_page(make_record()).to_html()
     text = ParsedPage(html).text
     for words in (
@@ -41,10 +41,10 @@ def test_a_comparison_shows_differences_curves_and_verdicts() -> None:
     ):
         assert words in text, words
     assert "Differences from a: b: -0.1333, better" in html
-    assert html.count("<svg") == 3 * 2, "a forest plot and two curves, each for two widths"
+    assert html.count("<svg") == 3 * 2, "a forest plot and two x axes, each for two widths"
 
 
-def test_names_are_text() -> None:
+def test_names_are_escaped() -> None:
     first, second = (
         make_variant_result(HOSTILE, [2.0, 2.1]),
         make_variant_result("$x$ | `y`", [1.9, 1.8]),
@@ -55,7 +55,7 @@ def test_names_are_text() -> None:
     assert "alert(1)" in ParsedPage(html).text
 
 
-def test_one_seed_and_one_variant_make_a_page() -> None:
+def test_page_without_intervals_or_results() -> None:
     first, second = make_variant_result("a", [2.0]), make_variant_result("b", [1.9])
     assign_verdicts([first, second], 0.05, sequential=False)
     assert (
@@ -70,7 +70,7 @@ def test_one_seed_and_one_variant_make_a_page() -> None:
     )
 
 
-def test_of_many_variants_the_first_and_the_best_are_drawn() -> None:
+def test_only_baseline_and_best_variants_are_plotted() -> None:
     variants = [make_variant_result(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
     assign_verdicts(variants, 0.05, sequential=False)
     html = build_comparison_page(make_comparison_record(*reversed(variants))).to_html()
@@ -79,7 +79,7 @@ def test_of_many_variants_the_first_and_the_best_are_drawn() -> None:
     assert "; v0: " in html
 
 
-def test_a_record_comes_back_from_its_file() -> None:
+def test_record_round_trips_through_json() -> None:
     original = make_record(drift=(-0.1, 0.2), looks=[1, 3], final_looks=2, interrupted=True)
     parsed = parse_comparison_record(json.dumps(replace_nonfinite(asdict(original))))
     assert parsed.variants[2].diverged
@@ -91,12 +91,12 @@ def test_a_record_comes_back_from_its_file() -> None:
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "null", "5", '"variants"', '{"variants": [1]}'])
-def test_something_else_is_no_record(damage: str) -> None:
+def test_invalid_record_is_refused(damage: str) -> None:
     with pytest.raises(UserError, match="not a valid comparison result"):
         parse_comparison_record(damage)
 
 
-def test_a_curve_with_a_hole_is_no_record() -> None:
+def test_record_with_an_incomplete_curve_is_refused() -> None:
     tree = replace_nonfinite(asdict(make_record()))
     tree["variants"][0]["trainings"][0]["curve"]["steps"].pop()
     with pytest.raises(UserError, match="not a valid comparison result"):

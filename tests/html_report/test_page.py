@@ -15,7 +15,7 @@ HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' \0\x1b[31m\u202e ]]> 
 
 
 class ParsedPage(HTMLParser):
-    """The tags of a page, its text, and every attribute."""
+    """Tags, attributes and text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class ParsedPage(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, "everything is closed in its order"
+        assert self.open.pop() == tag, "tags are closed in order"
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
 def make_full_page(text: str) -> Page:
-    """A page with a text wherever one can be."""
+    """Build a page with this text in every place that takes text."""
     page = Page(text)
     page.add_heading(text)
     page.add_paragraph(text)
@@ -55,7 +55,7 @@ def make_full_page(text: str) -> Page:
 
 
 @given(st.text())
-def test_whatever_is_put_in_is_text(text: str) -> None:
+def test_all_text_is_escaped(text: str) -> None:
     tags = ParsedPage(make_full_page("plain").to_html()).tags
     parsed = ParsedPage(make_full_page(text.replace("\n", " ").replace("|", " ")).to_html())
     markdown = {"em", "strong", "code", "a", "h1", "h2", "h3", "ul", "ol", "li", "blockquote", "hr"}
@@ -66,7 +66,7 @@ def test_whatever_is_put_in_is_text(text: str) -> None:
     assert not parsed.open
 
 
-def test_a_page_fetches_nothing_and_runs_nothing() -> None:
+def test_page_makes_no_requests_and_runs_no_scripts() -> None:
     links = "![x](https://e.vil/a.png) [y](https://e.vil) <https://e.vil> <img src=x onerror=y>"
     for text in (HOSTILE, links):
         parsed = ParsedPage(make_full_page(text).to_html())
@@ -78,24 +78,24 @@ def test_a_page_fetches_nothing_and_runs_nothing() -> None:
     assert "<script" not in html
     assert "\0" not in html
     assert "\x1b" not in html
-    assert "\u202e" not in html, "no text turns the line around"
+    assert "\u202e" not in html, "no bidirectional control characters"
     assert "alert(1)" in ParsedPage(html).text
 
 
-def test_line_ends_and_emoji_stay() -> None:
+def test_replace_unprintable() -> None:
     assert replace_unprintable("a\n\tb 🦊 ä") == "a\n\tb 🦊 ä"
-    assert replace_unprintable("\ud83e") == "\ufffd", "half of a pair is no letter"
+    assert replace_unprintable("\ud83e") == "\ufffd", "unpaired surrogate"
     make_full_page("\ud83e").to_html().encode()
 
 
-def test_columns_of_numbers_stand_right() -> None:
+def test_numeric_columns_are_right_aligned() -> None:
     page = Page("t")
     page.add_table([["a", "b", "c"], ["1,234", "–", "4 %"], ["-1.5", "x", "1.2 ×"]], "numbers")
     cells = re.findall(r"<td( class=\"number\")?>([^<]*)", page.to_html())
     assert [bool(kind) for kind, _ in cells] == [True, False, True] * 2
 
 
-def test_parts_of_one_kind_have_names_of_their_own() -> None:
+def test_labels_and_ids_are_unique() -> None:
     page = make_full_page("same")
     page.add_table([["a"], ["1"]], "same")
     page.add_figure_tabs("same", {"a": Figure("<svg ></svg>", "", "")})
@@ -106,7 +106,7 @@ def test_parts_of_one_kind_have_names_of_their_own() -> None:
     assert len(ids) == len(set(ids)) == 3
 
 
-def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+def test_write_page_only_overwrites_pages(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_page(path, Page("one").to_html())
     write_page(path, Page("two").to_html(refresh=5))

@@ -18,7 +18,7 @@ X = np.arange(5.0)
 
 
 def parse_svgs(text: str) -> list[ElementTree.Element]:
-    """The pictures in it, each of which has to be XML."""
+    """Parse the SVGs, which must be valid XML."""
     wrapped = f"<all>{text.replace('xlink:href', 'href')}</all>"
     return list(ElementTree.fromstring(wrapped))
 
@@ -32,33 +32,33 @@ def find_texts(text: str) -> set[str]:
     }
 
 
-def test_a_plot_is_made_for_two_widths_with_text_as_text() -> None:
+def test_plot_has_two_widths_and_text_elements() -> None:
     lines = [Line("one", X, X**2), Line("two", X, X, markers=True)]
     text = plots.plot_lines(lines, "steps", "loss", name="a", events=[(2.0, "resumed")])
     wide, narrow = parse_svgs(text)
     assert (wide.get("class"), narrow.get("class")) == ("wide", "narrow")
-    assert wide.get("width") is None, "as wide as the page"
+    assert wide.get("width") is None, "the page sets the width"
     assert {"one", "two", "steps", "loss", "resumed"} <= find_texts(text)
     assert "DejaVu" not in text
     (half,) = parse_svgs(plots.plot_lines(lines, "x", "y", name="b", half_width=True))
     assert half.get("class") == "half"
 
 
-def test_colours_are_the_page_s() -> None:
+def test_colors_are_css_variables() -> None:
     text = plots.plot_lines([Line("one", X, X), Line("two", X, -X)], "x", "y", name="a")
     colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) - {"none"}
     assert colors == {"var(--ink)", "var(--rule)", "var(--line-1)", "var(--line-2)"}
 
 
-def test_lines_are_told_apart_without_colour() -> None:
+def test_lines_differ_in_dashes() -> None:
     lines = [Line(str(n), X, X + n, group=0) for n in range(5)]
     text = plots.plot_lines(lines, "x", "y", name="a", half_width=True)
     dashes = set(re.findall(r"stroke-dasharray: ([^;\"]+)", text))
-    assert len(dashes) == 4, "and the first one is whole"
-    assert "var(--line-2)" not in text, "one group, one colour"
+    assert len(dashes) == 4, "the first line is solid"
+    assert "var(--line-2)" not in text, "one color per group"
 
 
-def test_names_may_be_anything() -> None:
+def test_hostile_names() -> None:
     for name in ("<script>", "$x^2$", "\0\x1b", "%s {0}", "_hidden", "$\\frac{"):
         text = plots.plot_lines([Line(name, X, X), Line("b", X, X)], name, name, name=name)
         assert "<script" not in text
@@ -69,13 +69,13 @@ def test_names_may_be_anything() -> None:
     assert "$x^2$" in find_texts(plots.plot_intervals([("$x^2$", 1, 0, 2)], "x", name="a"))
 
 
-def test_of_nothing_there_is_an_empty_plot() -> None:
+def test_plots_without_data() -> None:
     empty = np.array([])
     for lines in ([], [Line("a", empty, empty)], [Line("a", X, X * np.nan)]):
         assert parse_svgs(plots.plot_lines(lines, "x", "y", name="a"))
 
 
-def test_the_same_plot_is_the_same_text_and_two_share_no_id() -> None:
+def test_plots_are_reproducible_with_unique_ids() -> None:
     first, repeated, second = (plots.plot_lines([Line("a", X, X)], "x", "y", name=n) for n in "aab")
     assert first == repeated
 
@@ -86,7 +86,7 @@ def test_the_same_plot_is_the_same_text_and_two_share_no_id() -> None:
     assert not ids(first) & ids(second)
 
 
-def test_values_and_intervals_are_drawn_where_they_are() -> None:
+def test_forest_and_dot_plots_label_rows_and_ticks() -> None:
     rows = [("a", 0.5, 0.25, 1.0), ("b", 2.0, None, None)]
     text = plots.plot_intervals(rows, "ratio", name="a", reference=1.0, log=True)
     assert {"a", "b", "ratio", "0.5", "1", "2"} <= find_texts(text)
@@ -96,7 +96,7 @@ def test_values_and_intervals_are_drawn_where_they_are() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=3000))
-def test_of_many_points_none_that_stands_out_is_lost(values: list[float]) -> None:
+def test_downsampling_preserves_peaks(values: list[float]) -> None:
     y = np.array(values, dtype=float)
     x, sampled = downsample_min_max(np.arange(len(y), dtype=float), y)
     finite = y[np.isfinite(y)]
@@ -108,7 +108,7 @@ def test_of_many_points_none_that_stands_out_is_lost(values: list[float]) -> Non
     assert set(sampled) <= set(finite)
 
 
-def test_smoothing_is_a_mean_that_does_not_lag() -> None:
+def test_moving_average_does_not_lag() -> None:
     line = 3.0 * np.arange(50) + 1
     np.testing.assert_allclose(moving_average(line, 9), line)
     y = np.array([1.0, np.nan, 3.0, 5.0, 7.0])
@@ -118,19 +118,19 @@ def test_smoothing_is_a_mean_that_does_not_lag() -> None:
     assert len(moving_average(np.array([]), 3)) == 0
 
 
-def test_a_first_loss_far_above_the_rest_does_not_flatten_it() -> None:
+def test_y_axis_is_clipped_to_exclude_outliers() -> None:
     y = np.concatenate([[100.0], np.linspace(2, 1, 100)])
     assert "1.4" in find_texts(
         plots.plot_lines([Line("a", np.arange(101.0), y)], "x", "y", name="a")
     )
-    # What is as far above but common is seen.
+    # Frequent high values are not outliers.
     y = np.repeat([100.0, 1.0], 50)
     assert "1.4" not in find_texts(
         plots.plot_lines([Line("a", np.arange(100.0), y)], "x", "y", name="a")
     )
 
 
-def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="need matplotlib") as error:
         plots.plot_lines([], "x", "y", name="a")

@@ -19,17 +19,17 @@ BENCH = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
 COMPARISONS = ROOT / "benchmarks" / "reports" / "compare"
 
 
-def test_the_newest_run_s_page_lies_in_its_folder(place: Path, capsys: Capture) -> None:
+def test_report_of_the_newest_run_is_in_its_folder(place: Path, capsys: Capture) -> None:
     assert cli.main(["report"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == Path("runs/done/report.html")
     assert "<title>done</title>" in path.read_text()
-    assert cli.main(["generate", "--max-tokens", "2"]) == 0, "it is a run as before"
+    assert cli.main(["generate", "--max-tokens", "2"]) == 0, "the report does not affect the run"
     assert cli.main(["report", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"page": str(path)}
 
 
-def test_several_runs_and_a_place_of_ones_own(place: Path) -> None:
+def test_several_runs_and_output_path(place: Path) -> None:
     shutil.copytree("runs/done", "runs/other")
     assert api.report("done", "other") == Path("report.html")
     assert "<title>done, other</title>" in Path("report.html").read_text()
@@ -38,7 +38,7 @@ def test_several_runs_and_a_place_of_ones_own(place: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [BENCH, *sorted(COMPARISONS.glob("*.json"))], ids=lambda p: p.stem)
-def test_every_report_of_ours_has_a_page(home: Path, path: Path) -> None:
+def test_page_of_every_json_report_in_benchmarks(home: Path, path: Path) -> None:
     shutil.copy(path, "a.json")
     html = api.report("a.json").read_text()
     assert api.report("a.json") == Path("a.html")
@@ -46,12 +46,12 @@ def test_every_report_of_ours_has_a_page(home: Path, path: Path) -> None:
     assert len(html) < 2e6
 
 
-def test_measurements_side_by_side(home: Path) -> None:
+def test_page_of_several_benchmarks(home: Path) -> None:
     html = api.report(BENCH, BENCH, output="both.html").read_text()
     assert "2: AMD EPYC" in html
 
 
-def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
+def test_invalid_targets_are_refused(place: Path, capsys: Capture) -> None:
     Path("a.json").write_text("{}")
     Path("list.json").write_text('["variants"]')
     Path("mine.html").write_text("my page")
@@ -76,12 +76,12 @@ def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.toml", "tokenizer.json", "run.json"])
-def test_a_damaged_run_is_told(place: Path, capsys: Capture, file: str) -> None:
+def test_damaged_run_is_reported(place: Path, capsys: Capture, file: str) -> None:
     Path("runs/done", file).write_text("{")
     assert file in expect_error(capsys, "report", "done")
 
 
-def test_it_watches_until_the_run_is_finished(
+def test_watch_ends_when_the_run_is_finished(
     place: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     metrics = Path("runs/done/metrics.jsonl")
@@ -104,7 +104,7 @@ def test_it_watches_until_the_run_is_finished(
     assert notes == [f"updating {path} every 10 seconds; press Ctrl-C to stop"]
 
 
-def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_watch_with_a_final_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Path("runs/done/metrics.jsonl")
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
 
@@ -118,8 +118,8 @@ def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.Monke
     assert "refresh" not in html
 
 
-def test_a_run_of_a_hundred_thousand_records(place: Path) -> None:
-    """Its page is no larger than two megabytes. (How long it takes: benchmarks/pages.py.)"""
+def test_page_of_a_long_run_is_small(place: Path) -> None:
+    """At most 2 MB for 100,000 records; benchmarks/pages.py measures the time."""
     run = open_run(Path("runs/done"))
     record: dict[str, Any] = {"lr": 1e-3, "grad_norm": 0.5, "peak_share": 0.3, "skipped": 0}
     with (run.folder / "metrics.jsonl").open("w") as file:

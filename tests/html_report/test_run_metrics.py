@@ -36,7 +36,7 @@ def test_metrics_become_arrays(run: Run) -> None:
         4 * tokens_per_step,
         6 * tokens_per_step,
     ]
-    # Two steps at one a second; two whose time is not known; two at two a second.
+    # Two steps at 1 step/s, two of unknown duration, two at 2 steps/s.
     np.testing.assert_allclose(60 * metrics.minutes, [2, 2, 3])
     np.testing.assert_array_equal(metrics.values["loss"], [3, np.nan, 2])
     assert metrics.last_value("val_loss") == 2.5
@@ -47,7 +47,7 @@ def test_metrics_become_arrays(run: Run) -> None:
     assert metrics.x_at_step(3, "steps") == 3
 
 
-def test_what_happened_is_told(run: Run) -> None:
+def test_events_and_estimate(run: Run) -> None:
     start_event: dict[str, object] = {"on": {}, "changed": {}}
     estimate = {"seconds": 9.5, "val_loss": None, "peak_bytes": "many"}
     write_records(
@@ -59,10 +59,10 @@ def test_what_happened_is_told(run: Run) -> None:
     )
     metrics = load_run_metrics(run)
     assert metrics.events == [(4, "rolled back from step 9"), (8, "resumed")]
-    assert metrics.estimate == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
+    assert metrics.estimate == {"seconds": 9.5}, "numeric values of the first estimate"
 
 
-def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
+def test_run_stores_its_estimate(run: Run) -> None:
     metrics = load_run_metrics(run)
     assert metrics.events == []
     assert set(metrics.estimate) == {"step_seconds", "seconds", "peak_bytes"}
@@ -84,15 +84,15 @@ def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
         '{"step": 3, "loss": 1e400, "lr": true, "skipped": [1]}\n',
     ],
 )
-def test_damaged_metrics_do_not_hide_the_others(run: Run, line: str) -> None:
+def test_damaged_metrics_are_skipped(run: Run, line: str) -> None:
     write_records(run, "metrics.jsonl", {"step": 2, "loss": 3.0}, line)
     metrics = load_run_metrics(run)
     assert metrics.steps[0] == 2
     assert metrics.last_value("loss") == 3.0
-    assert load_run_metrics(run).values["lr"][-1] != metrics.values["lr"][-1], "no number"
+    assert load_run_metrics(run).values["lr"][-1] != metrics.values["lr"][-1], "NaN"
 
 
-def test_without_metrics_there_is_nothing(run: Run) -> None:
+def test_run_without_metrics(run: Run) -> None:
     (run.folder / "metrics.jsonl").unlink()
     (run.folder / "history.jsonl").unlink()
     metrics = load_run_metrics(run)

@@ -28,9 +28,9 @@ def page_text(page: Page) -> str:
     return ParsedPage(page.to_html()).text
 
 
-def test_everything_is_on_the_page(run: Run) -> None:
-    appraisal = {"columns": {"model": {"distinct-1": 0.5}, "real": {"distinct-1": None}}}
-    (run.folder / "quality.json").write_text(json.dumps(appraisal))
+def test_page_has_all_sections(run: Run) -> None:
+    quality = {"columns": {"model": {"distinct-1": 0.5}, "real": {"distinct-1": None}}}
+    (run.folder / "quality.json").write_text(json.dumps(quality))
     run.log_rollback(8, 11)
     text = page_text(build_runs_page([run]))
     best = run.best()
@@ -52,11 +52,11 @@ def test_everything_is_on_the_page(run: Run) -> None:
     ):
         assert words in text, words
     html = build_runs_page([run]).to_html()
-    assert "training loss: from" in html, "a plot says what is seen in it"
-    assert html == build_runs_page([run]).to_html(), "the same each time"
+    assert "training loss: from" in html, "plots have alt text"
+    assert html == build_runs_page([run]).to_html(), "pages are reproducible"
 
 
-def test_samples_are_shown_as_they_grew(run: Run) -> None:
+def test_selection_of_samples(run: Run) -> None:
     (run.folder / "samples.txt").write_text(
         "".join(f"--- step {n}\nsample {n}\n\n" for n in range(1, 201))
     )
@@ -64,10 +64,10 @@ def test_samples_are_shown_as_they_grew(run: Run) -> None:
     shown_steps = [n for n in range(1, 201) if f"Step {n}\n" in text]
     assert len(shown_steps) == 8
     assert (shown_steps[0], shown_steps[-1]) == (1, 200)
-    assert shown_steps[1] < 5, "close together at first"
+    assert shown_steps[1] < 5, "early samples are closer together"
 
 
-def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
+def test_page_of_several_runs(run: Run, place: Path) -> None:
     elsewhere = place / "elsewhere" / "done"
     elsewhere.parent.mkdir()
     run.folder.rename(place / "runs" / "first")
@@ -78,7 +78,7 @@ def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
     assert text.count("Reproduce") == 2
 
 
-def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
+def test_text_of_run_files_is_escaped(run: Run, place: Path) -> None:
     name = "<script>alert(1)<\\script>$\\frac{"
     run.folder.rename(place / "runs" / name)
     run = open_run(place / "runs" / name)
@@ -94,7 +94,7 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"columns": {"a": {}}}', '{"columns": 5}', "\0"])
-def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: list[str]) -> None:
+def test_damaged_files_are_skipped_with_a_warning(run: Run, content: str, notes: list[str]) -> None:
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
     page = build_runs_page([run])
@@ -103,7 +103,7 @@ def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: l
     assert "quality.json is damaged and was skipped" in page.warnings[0]
 
 
-def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:
+def test_page_of_a_run_that_has_just_started(run: Run) -> None:
     for name in ("metrics.jsonl", "samples.txt", "history.jsonl", "best.json"):
         (run.folder / name).unlink()
     text = page_text(build_runs_page([run]))
@@ -113,7 +113,7 @@ def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:
 def parse_train_command(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Config, dict[str, object]]:
-    """The config, and the weights' origin, that a command line would train."""
+    """Return the config and the origin of the initial weights of a train command."""
     requests: list[tuple[Config, dict[str, object]]] = []
 
     def setup(request: TrainRequest, *_: object) -> None:
@@ -126,7 +126,7 @@ def parse_train_command(
     return requests[0]
 
 
-def test_its_command_trains_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_reproduces_the_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config, origin = parse_train_command(build_repro_commands(run)[0], monkeypatch)
     resolved = {"dtype": "float32", "vocab_size": run.config.model.vocab_size}
     assert diff_configs(override_config(config, resolved), run.config) == {}
@@ -134,7 +134,7 @@ def test_its_command_trains_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert origin == {}
 
 
-def test_a_fine_tuned_run_s_command_too(
+def test_command_of_a_finetuned_run_reproduces_the_config(
     place: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
@@ -149,7 +149,7 @@ def test_a_fine_tuned_run_s_command_too(
     assert origin == dict(run.origin)
 
 
-def test_the_nearest_config_is_the_one_it_was_made_of(run: Run) -> None:
+def test_nearest_config_is_the_original_one(run: Run) -> None:
     for name in ("tier1", "tier2", "tier1-modern", "gpt2-124m", "five-minutes"):
         config = toml.load_config(toml.find_builtin_configs()[name])
         changed = override_config(config, {"seed": 5, "dtype": "float32", "max_steps": 77})

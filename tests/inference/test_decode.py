@@ -32,12 +32,12 @@ Texts = list[tuple[np.ndarray, int]]
 
 
 def decode_rows(compiled: CompiledModel, texts: Texts, sampling: SamplingParams) -> list[list[int]]:
-    """All rows of some texts."""
+    """Decode a batch of (prompt, sample index) pairs; return the ids of each step."""
     return list(generate_step(BatchDecoder(compiled, texts, sampling)))
 
 
 def record_prefills(monkeypatch: pytest.MonkeyPatch, compiled: CompiledModel) -> list[int]:
-    """Records how many prompts the compiled prefill is given at a time."""
+    """Record the batch size of each call of the compiled prefill."""
     batch_sizes: list[int] = []
     original = compiled._prefill
 
@@ -56,7 +56,7 @@ def decode_tokens(
     vocab_size: int,
     end: int | None = None,
 ) -> list[list[int]]:
-    """All rows of one prompt's texts."""
+    """Decode all samples of one prompt; return the ids of each step."""
     texts = [(prompt, n) for n in range(sampling.samples)]
     batch = BatchDecoder(CompiledModel(model, vocab_size), texts, sampling, end)
     return list(generate_step(batch))
@@ -64,10 +64,10 @@ def decode_tokens(
 
 @pytest.mark.parametrize("parts", [{}, ROTARY])
 @pytest.mark.parametrize("kind", [{"temperature": 0}, {"top_k": 5}, {"repetition_penalty": 1.3}])
-def test_every_text_is_drawn_as_if_it_were_alone(
+def test_sequences_in_a_batch_do_not_affect_each_other(
     tiny_model: Config, parts: dict, kind: dict
 ) -> None:
-    """Beyond the block too, and after some of them were dropped."""
+    """Also beyond the block size, and after other rows were removed."""
     model = make_random_model(override_config(tiny_model, parts))
     compiled = CompiledModel(model, 19)
     lengths = [3, 8, 1, 5, 8, 12]
@@ -95,10 +95,10 @@ def test_every_text_is_drawn_as_if_it_were_alone(
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
-def test_prompts_that_are_read_in_parts_give_the_same_texts(
+def test_splitting_prefill_into_batches_gives_the_same_tokens(
     model: GPT, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """As on Metal, where a batch of prompts is cut."""
+    """Metal splits a batch of prompts."""
     texts = [(np.arange(n) * (n + 1) % 19, 0) for n in (3, 8, 5, 6, 7)]
     sampling = SamplingParams(max_tokens=20, seed=2, top_k=5)
     expected = decode_rows(CompiledModel(model, 19), texts, sampling)
@@ -109,9 +109,7 @@ def test_prompts_that_are_read_in_parts_give_the_same_texts(
     assert batch_sizes[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
 
 
-def test_what_texts_have_in_common_is_read_once(
-    monkeypatch: pytest.MonkeyPatch, model: GPT
-) -> None:
+def test_shared_prompts_are_prefilled_once(monkeypatch: pytest.MonkeyPatch, model: GPT) -> None:
     compiled = CompiledModel(model, 19)
     batch_sizes = record_prefills(monkeypatch, compiled)
     first, second = np.array([1, 2, 3]), np.array([4, 5])
@@ -123,10 +121,10 @@ def test_what_texts_have_in_common_is_read_once(
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize(("length", "more"), [(2, 6), (4, 4), (5, 2), (7, 1), (8, 3), (3, 20)])
-def test_texts_of_one_prompt_are_as_if_alone(
+def test_samples_of_one_prompt_match_single_samples(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config, position: str, length: int, more: int
 ) -> None:
-    """Whole buckets, and a rest; beyond the block, and after some texts were dropped."""
+    """With full and partial buckets, beyond the block size, and after rows were removed."""
     model = make_random_model(override_config(tiny_model, {"position": position}))
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(length), n) for n in range(5)]
@@ -140,10 +138,10 @@ def test_texts_of_one_prompt_are_as_if_alone(
     assert actual == [(a, b) for (a,), (b,) in zip(*expected, strict=True)]
 
 
-def test_one_text_of_many_can_be_read_again(
+def test_one_sequence_of_a_batch_can_be_prefilled_again(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
-    """While the others need not."""
+    """Sequences reach the end of the block at different steps."""
     model = make_random_model(tiny_model)
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(n), 0) for n in (3, 5, 3, 3)]
@@ -155,13 +153,13 @@ def test_one_text_of_many_can_be_read_again(
     ]
 
 
-def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
-    """64 places here, where 75 would be looked at."""
+def test_cache_capacity_may_be_smaller_than_the_bucket(tiny_model: Config) -> None:
+    """The cache has 64 positions, the bucket 75."""
     model = GPT(override_config(tiny_model, {"block_size": 200}).model)
     assert len(decode_tokens(model, np.arange(2), SamplingParams(max_tokens=58, seed=0), 19)) == 58
 
 
-def test_a_model_is_traced_a_few_times_and_then_never(
+def test_a_model_is_traced_only_a_few_times(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
     model = make_random_model(override_config(tiny_model, {"block_size": 256}))
@@ -184,19 +182,19 @@ def test_a_model_is_traced_a_few_times_and_then_never(
     assert len(calls) == call_count
 
 
-def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
+def test_memory_does_not_grow_with_the_length_of_the_text(model: GPT) -> None:
     sampling, active_bytes = SamplingParams(max_tokens=2000, seed=0), []
     batch = BatchDecoder(CompiledModel(model, 19), [(np.array([1]), 0)], sampling)
     for n, _ in enumerate(generate_step(batch)):
         if n % 100 == 50:
             active_bytes.append(mx.get_active_memory())
-    # What is under way differs by a few kilobytes; a cache that grew would have 256 bytes more for
-    # each of a thousand tokens.
+    # Active memory varies by a few kilobytes; a growing cache would add 256 bytes per token, for a
+    # thousand tokens.
     assert max(active_bytes[10:]) <= max(active_bytes[:10]) + 20_000
 
 
 @pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])
-def test_how_much_is_looked_at_of_a_cache_changes_nothing(
+def test_bucket_size_does_not_change_the_tokens(
     monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
 ) -> None:
     ids, sampling = np.arange(prompt), SamplingParams(max_tokens=40, seed=5, samples=2)
@@ -205,12 +203,10 @@ def test_how_much_is_looked_at_of_a_cache_changes_nothing(
     assert decode_tokens(model, ids, sampling, 19) == expected
 
 
-def test_with_rotary_positions_the_text_slides_on(
+def test_rotary_positions_use_a_sliding_window(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
-    """With one layer its text is that of reading the last block afresh for every token; and none
-    is read in again.
-    """
+    """With one layer this equals a full pass over the last block for each token."""
     model = GPT(override_config(tiny_model, {"position": "rope", "n_layer": 1}).model)
     model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
@@ -245,8 +241,8 @@ def test_settings_reach_the_sampler(model: GPT) -> None:
     assert len({1, 2, *rows}) == 14, "prompt and all drawn tokens count as seen"
 
 
-def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
-    """The end-of-text that a text begins with is not penalised; another token is."""
+def test_repetition_penalty_ignores_the_initial_end_of_text(tiny_model: Config) -> None:
+    """Any other token of the prompt is penalized."""
 
     class ConstantModel(GPT):
         def __call__(self, ids, cache, **given):  # type: ignore[no-untyped-def]
@@ -261,10 +257,8 @@ def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
     assert decode_tokens(model, prompt, penalty, 19)[0] != [5]
 
 
-def test_a_compiled_model_goes_when_it_is_no_longer_used(model: GPT) -> None:
-    """At once, not when Python next looks for cycles: a training makes one at each evaluation,
-    and arrays that stay leave the memory around them in pieces.
-    """
+def test_a_compiled_model_is_freed_without_garbage_collection(model: GPT) -> None:
+    """Training creates one at each evaluation, and arrays that are freed late fragment memory."""
     gc.disable()
     try:
         compiled = CompiledModel(model, 19)
@@ -281,12 +275,12 @@ NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
 
 @pytest.mark.parametrize("value", [*NOT_FINITE, 1e38])
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 3, "top_p": 0.9}])
-def test_logits_that_are_not_finite_are_an_error(
+def test_nonfinite_logits_are_an_error(
     tiny_model: Config, value: float, settings: dict[str, Any]
 ) -> None:
-    """Of one token already, and of one text among several; never the first token instead."""
+    """Even a single one, in a single sequence; the sampler must not return a token instead."""
     model = make_random_model(tiny_model)
-    model.wte.weight[3] = value  # a token that no prompt has
+    model.wte.weight[3] = value  # not a token of the prompts
     compiled = CompiledModel(model, 19)
     texts = [(np.array([1, 2]), 0), (np.array([5]), 0)]
     with pytest.raises(NotFiniteError, match="not finite"):

@@ -24,7 +24,7 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.tiny_models import make_random_model
 
-LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
+LETTERS = "abcdefghijklmnopqr\n"  # 19 characters
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,7 @@ def model(tiny_model: Config) -> GPT:
 
 
 class ScriptedModel(GPT):
-    """A model that writes one text over and over, whatever it reads: token n follows n - 1
-    places.
-    """
+    """A model that repeats a fixed sequence of ids, depending only on the position."""
 
     def __init__(self, config: Config, ids: list[int]) -> None:
         super().__init__(config.model)
@@ -61,7 +59,7 @@ class ScriptedModel(GPT):
 def stream_text(
     model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: SamplingParams
 ) -> tuple[list[str], GenerationOutput]:
-    """The pieces, and the result; as texts of such a tokenizer begin."""
+    """Generate text, with end-of-text as BOS if the tokenizer has it; return pieces and result."""
     compiled, bos = CompiledModel(model, tokenizer.vocab_size), tokenizer.end_of_text
     prompts = [prompts] if isinstance(prompts, str) else prompts
     stream = TextStream(compiled, tokenizer, prompts, sampling, bos=bos)
@@ -74,10 +72,10 @@ def generate_text(
     return stream_text(model, tokenizer, prompts, sampling)[1]
 
 
-def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
+def test_greedy_text_is_the_argmax_of_a_full_forward_pass(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
-    """Up to the block; beyond it, of what the cache holds: the last half and what follows."""
+    """Beyond the block size the context is the last half block and the tokens after it."""
     ids = tokenizer.encode("ab").tolist()
     block = model.config.block_size
     expected, window = list(ids), list(ids)
@@ -93,7 +91,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
-def test_as_many_tokens_as_asked_beyond_the_block_too(
+def test_max_tokens_within_and_beyond_the_block(
     model: GPT, tokenizer: CharTokenizer, length: int
 ) -> None:
     for prompt in ("", "a", "abcdefg", "abcdefgh", "abcdefghij" * 3):
@@ -103,7 +101,7 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
         assert result.ended == [False]
 
 
-def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
+def test_the_same_seed_gives_the_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     def text(**settings: object) -> list[str]:
         sampling = SamplingParams(max_tokens=30, **settings)  # type: ignore[arg-type]
         return generate_text(model, tokenizer, "ab", sampling).texts
@@ -113,8 +111,9 @@ def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     assert unseeded.texts == text(seed=unseeded.seed), "a fresh seed is told, and makes it again"
 
 
-def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer) -> None:
-    """With a key of its own: what is drawn of the same probabilities differs."""
+def test_every_token_is_sampled_with_a_new_key(
+    tiny_model: Config, tokenizer: CharTokenizer
+) -> None:
 
     class UniformModel(GPT):
         def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
@@ -125,7 +124,7 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
     assert len(set(text)) > 10
 
 
-def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
+def test_samples_in_a_batch_differ_and_start_with_the_prompt(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
     result = generate_text(model, tokenizer, "ab", SamplingParams(max_tokens=30, samples=5, seed=1))
@@ -134,7 +133,7 @@ def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
     assert result.tokens == 150
 
 
-def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
+def test_a_long_prompt_is_truncated_with_a_warning(
     model: GPT, tokenizer: CharTokenizer, notes: list[str]
 ) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=1)
@@ -158,25 +157,25 @@ def test_unknown_characters_are_refused(model: GPT, tokenizer: CharTokenizer) ->
         generate_text(model, tokenizer, "aXb", SamplingParams())
 
 
-def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
+def test_prepend_bos(tokenizer: CharTokenizer) -> None:
     assert tokenizer.decode(prepend_bos(tokenizer.encode(""), tokenizer, None)) == "\n"
     assert tokenizer.decode(prepend_bos(tokenizer.encode("ab"), tokenizer, None)) == "ab"
     with_end = CharTokenizer("ab", end_of_text=True)
     assert prepend_bos(with_end.encode(""), with_end, 2).tolist() == [2]
     assert prepend_bos(with_end.encode("b"), with_end, 2).tolist() == [2, 1]
-    # GPT-2's own texts: nothing before a prompt, and something to begin with where there is none.
+    # As in GPT-2: end-of-text only before an empty prompt.
     assert prepend_bos(with_end.encode(""), with_end, None).tolist() == [2]
     assert prepend_bos(with_end.encode("b"), with_end, None).tolist() == [1]
 
 
-def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
+def test_streamed_pieces_add_up_to_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
     sampling = SamplingParams(max_tokens=20, seed=1, stop=("zzz",))
     pieces, result = stream_text(model, tokenizer, "ab", sampling)
     assert "".join(pieces) == result.texts[0]
     assert len([piece for piece in pieces if piece]) == 21, "each as it is generated"
 
 
-def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer) -> None:
+def test_a_stream_generates_only_as_far_as_it_is_read(model: GPT, tokenizer: CharTokenizer) -> None:
     compiled = CompiledModel(model, tokenizer.vocab_size)
     stream = TextStream(
         compiled, tokenizer, ["ab"], SamplingParams(max_tokens=20, seed=1), bos=None
@@ -193,12 +192,12 @@ def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer)
         (("ef",), "abcd"),
         (("x", "def"), "abc"),
         (("de", "cd"), "ab"),  # the earliest in the text wins
-        (("d", "cd"), "ab"),  # also of those that end together
-        (("fgz",), "abcdefghab"),  # begun, never finished: nothing is lost
+        (("d", "cd"), "ab"),  # also if both end at the same character
+        (("fgz",), "abcdefghab"),  # a partial match is part of the text
         (("",), "abcdefghab"),
     ],
 )
-def test_stop_strings_end_the_text_before_them(
+def test_generation_stops_before_a_stop_string(
     tiny_model: Config, tokenizer: CharTokenizer, stop: tuple[str, ...], expected: str
 ) -> None:
     scripted = ScriptedModel(
@@ -211,7 +210,7 @@ def test_stop_strings_end_the_text_before_them(
     assert "".join(pieces) == expected
 
 
-def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
+def test_generation_stops_at_end_of_text(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS[:18], end_of_text=True)
     assert tokenizer.end_of_text == 18
     ids = [*tokenizer.encode("abc"), tokenizer.end_of_text]
@@ -224,7 +223,7 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
     assert result.tokens == 8
 
 
-def test_characters_of_several_bytes_are_never_cut() -> None:
+def test_multibyte_characters_are_not_split() -> None:
     class ByteTokenizer:
         end_of_text = None
 
@@ -238,7 +237,7 @@ def test_characters_of_several_bytes_are_never_cut() -> None:
     assert detokenizer.finalize() == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
+def test_ids_beyond_the_tokenizer_are_never_sampled(model: GPT) -> None:
     small_tokenizer = CharTokenizer("abc", end_of_text=False)
     result = generate_text(
         model, small_tokenizer, "ab", SamplingParams(max_tokens=60, temperature=5.0, seed=0)
@@ -247,7 +246,7 @@ def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
 
 
 def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTokenizer) -> None:
-    """Each as if it were alone, whatever the others are, and whichever end before."""
+    """Each gives the same texts as alone, even if other texts end first."""
     prompts = ["ab", "", "abcdefghij", "q", "ab", "defd"]
     sampling = SamplingParams(max_tokens=20, seed=3, samples=3, stop=("rm", "hh", "ml"), top_p=0.9)
     batched = generate_text(model, tokenizer, prompts, sampling)
@@ -261,7 +260,7 @@ def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTo
     assert len(set(batched.texts[:3])) == 3
 
 
-def test_more_texts_than_a_batch_holds(
+def test_more_texts_than_fit_in_a_batch(
     monkeypatch: pytest.MonkeyPatch, model: GPT, tokenizer: CharTokenizer
 ) -> None:
     sampling = SamplingParams(max_tokens=9, seed=3, samples=2)
@@ -272,10 +271,8 @@ def test_more_texts_than_a_batch_holds(
     assert "".join(pieces) == expected.texts[0]
 
 
-def test_token_by_token(tiny_model: Config) -> None:
-    """Each with what is certain by it, also where a prompt ends within a character; the last one
-    says whether the text ended by itself.
-    """
+def test_stream_tokens(tiny_model: Config) -> None:
+    """Each output has the completed characters, and the last one whether the text ended."""
     tokenizer = BPETokenizer([])
     ids = tokenizer.encode("é🙂?").tolist()
     script = [*ids[1:], tokenizer.end_of_text]

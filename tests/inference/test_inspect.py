@@ -15,7 +15,7 @@ from mlxgpt.model.quantized import quantize_model
 from tests.helpers.tiny_models import make_random_model
 
 IDS = np.array([3, 1, 4, 1, 5])
-VOCAB_SIZE = 17  # of 19 that the model has room for
+VOCAB_SIZE = 17  # smaller than the model's 19
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def softmax(logits: mx.array) -> np.ndarray:
     return np.array(mx.softmax(logits[..., :VOCAB_SIZE], axis=-1))
 
 
-def test_the_lens_at_each_position(model: GPT) -> None:
+def test_logit_lens_at_each_position(model: GPT) -> None:
     trace = ForwardTrace(model, VOCAB_SIZE, IDS)
     expected = softmax(model(mx.array(IDS[None]))[0])
     for position in range(len(IDS)):
@@ -52,8 +52,10 @@ def test_the_lens_at_each_position(model: GPT) -> None:
         SamplingParams(top_p=0.5, min_p=0.1, repetition_penalty=1.5),
     ],
 )
-def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: SamplingParams) -> None:
-    """Drawn often, each token comes as often as that."""
+def test_sampled_probabilities_match_sampling_frequencies(
+    model: GPT, chosen: SamplingParams
+) -> None:
+
     next_logits = CompiledModel(model, VOCAB_SIZE).next_token_logits(IDS)
     candidates, probabilities = sampled_probabilities(
         chosen, next_logits, VOCAB_SIZE, IDS, VOCAB_SIZE
@@ -76,8 +78,8 @@ def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: SamplingP
         assert share > 0 or counts[id] == 0
 
 
-def test_what_follows_some_ids(model: GPT) -> None:
-    """However many there are, and by a trace, too."""
+def test_next_token_logits(model: GPT) -> None:
+    """For prompts of any length, and from a ForwardTrace."""
     compiled = CompiledModel(model, VOCAB_SIZE)
     for count in (1, 3, 8, 11):
         ids = np.resize(IDS, count)
@@ -89,10 +91,10 @@ def test_what_follows_some_ids(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8])
-def test_neighbours_are_the_nearest(
+def test_embedding_neighbors_are_the_nearest(
     tiny_model: Config, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one token after the other, in whatever numbers the weights are."""
+    """By cosine similarity, with float32, 16-bit and 8-bit weights."""
     monkeypatch.setattr(inspect, "NORM_CHUNK_SIZE", 5)
     model = make_random_model(override_config(tiny_model, {"n_embd": 64}))
     if bits < 32:
@@ -112,7 +114,7 @@ def test_neighbours_are_the_nearest(
             assert share == pytest.approx(cosines[neighbor], abs=1e-5 if bits != 16 else 0.01)
 
 
-def test_likenesses_that_are_not_finite_are_an_error(tiny_model: Config) -> None:
+def test_nonfinite_similarities_are_an_error(tiny_model: Config) -> None:
     model = make_random_model(tiny_model)
     model.wte.weight[3] = 1e30
     with pytest.raises(NotFiniteError):
@@ -120,9 +122,7 @@ def test_likenesses_that_are_not_finite_are_an_error(tiny_model: Config) -> None
 
 
 def test_probabilities_while_generating(model: GPT) -> None:
-    """Beyond the block, too: the probabilities of the model alone, whatever the settings; and the
-    same ids as when nobody asks.
-    """
+    """The probabilities ignore sampling settings, and recording them does not change the ids."""
     sampling = SamplingParams(max_tokens=20, seed=3, temperature=0.7, top_k=4)
     compiled, prompt = CompiledModel(model, VOCAB_SIZE), IDS
     expected_rows = list(generate_step(BatchDecoder(compiled, [(prompt, 0)], sampling)))
@@ -130,7 +130,7 @@ def test_probabilities_while_generating(model: GPT) -> None:
     rows = []
     for row in generate_step(batch):
         (probability,), (ids,), (shares,) = batch.probabilities
-        window = text if len(text) <= 8 else None  # then a half block was read anew
+        window = text if len(text) <= 8 else None  # beyond the block the context is shortened
         if window:
             expected = softmax(model(mx.array([window]))[0, -1])
             assert ids == np.argsort(-expected)[:6].tolist()
@@ -142,7 +142,7 @@ def test_probabilities_while_generating(model: GPT) -> None:
     assert rows == expected_rows
 
 
-def test_probabilities_of_several_that_end_at_different_times(model: GPT) -> None:
+def test_probabilities_of_a_batch_match_those_of_a_single_sequence(model: GPT) -> None:
     sampling = SamplingParams(max_tokens=12, seed=3)
     compiled = CompiledModel(model, VOCAB_SIZE)
     single = BatchDecoder(compiled, [(IDS[:2], 0)], sampling, top_count=3)

@@ -32,14 +32,14 @@ def probabilities(values: list[float]) -> np.ndarray:
 
 
 @given(logits_strategy, st.integers(1, 30))
-def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last(values: list[float], k: int) -> None:
+def test_top_k_keeps_the_k_likeliest_and_ties(values: list[float], k: int) -> None:
     k = min(k, len(values))
     mask = finite_mask(sampling.top_k(mx.array([values]), k))[0]
     assert (mask == (np.array(values, np.float32) >= sorted(values)[-k])).all()
 
 
 @given(logits_strategy, st.floats(0.05, 0.99))
-def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> None:
+def test_top_p_keeps_the_smallest_set_with_probability_p(values: list[float], p: float) -> None:
     mask = finite_mask(sampling.top_p(mx.array([values]), p))[0]
     probs = probabilities(values)
     assert mask.any()
@@ -48,14 +48,14 @@ def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> No
     assert probs[probs > probs[mask].min() * (1 + 1e-6)].sum() < p + 1e-4
 
 
-def test_top_p_keeps_one_token_at_least() -> None:
+def test_top_p_keeps_at_least_one_token() -> None:
     assert finite_mask(sampling.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [
         [False, True, False]
     ]
 
 
 @given(logits_strategy, st.floats(0.01, 1.0))
-def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float) -> None:
+def test_min_p_is_relative_to_the_likeliest_token(values: list[float], p: float) -> None:
     mask = finite_mask(sampling.min_p(mx.array([values]), p))[0]
     ratio = probabilities(values) / probabilities(values).max()
     assert mask[ratio.argmax()]
@@ -63,7 +63,7 @@ def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float
     assert (~mask | (ratio > p * 0.999)).all()
 
 
-def test_a_penalty_makes_what_was_seen_less_likely_whatever_its_sign() -> None:
+def test_repetition_penalty_lowers_positive_and_negative_logits() -> None:
     logits = mx.array([[2.0, -2.0, 2.0, -2.0]])
     seen_mask = mx.array([[True, True, False, False]])
     actual = np.array(sampling.repetition_penalty(logits, seen_mask, 2.0))
@@ -80,7 +80,7 @@ def process_logits(logits: mx.array, seen_mask: mx.array, settings: SamplingPara
     return process(logits, seen_mask, pack_sampling_params(settings))
 
 
-def test_temperature_zero_is_the_likeliest_token() -> None:
+def test_temperature_zero_samples_the_likeliest_token() -> None:
     logits = mx.array([[0.0, 3.0, 2.9], [5.0, 4.9, 0.0]])
     seen_mask = mx.zeros(logits.shape, dtype=mx.bool_)
     greedy = SamplingParams(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
@@ -92,13 +92,13 @@ def test_temperature_zero_is_the_likeliest_token() -> None:
         ]
 
 
-def test_nothing_set_changes_nothing() -> None:
+def test_disabled_settings_leave_logits_unchanged() -> None:
     logits = mx.random.normal((2, 9), key=mx.random.key(0))
     seen_mask = mx.ones(logits.shape, dtype=mx.bool_)
     assert (process_logits(logits, seen_mask, SamplingParams(temperature=1.0)) == logits).all()
 
 
-def test_a_spec_has_the_settings_that_do_anything() -> None:
+def test_sampler_spec_contains_only_effective_settings() -> None:
     assert SamplerSpec.from_sampling(SamplingParams(), 19) == SamplerSpec(
         False, 0, False, False, False
     )
@@ -113,7 +113,7 @@ def test_a_spec_has_the_settings_that_do_anything() -> None:
 
 
 @given(st.lists(st.floats(-50, 50, width=32) | st.just(NEG_INF), min_size=2), st.integers(0))
-def test_what_must_not_be_drawn_never_is(values: list[float], seed: int) -> None:
+def test_masked_tokens_are_never_sampled(values: list[float], seed: int) -> None:
     assume(max(values) > NEG_INF)
     logits = mx.broadcast_to(mx.array(values), (200, len(values)))
     ids = np.array(categorical(logits, keys(200, seed)))
@@ -121,7 +121,7 @@ def test_what_must_not_be_drawn_never_is(values: list[float], seed: int) -> None
     assert (np.array(values)[ids] > NEG_INF).all()
 
 
-def test_the_greatest_share_of_all_still_draws_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_random_values_sample_a_valid_token(monkeypatch: pytest.MonkeyPatch) -> None:
     for share in (1.0, 1 - 2**-24, 0.0):
         monkeypatch.setattr(mx.random, "uniform", lambda shape, key, s=share: mx.full(shape, s))
         for values in (
@@ -134,8 +134,8 @@ def test_the_greatest_share_of_all_still_draws_something(monkeypatch: pytest.Mon
 
 
 def parallel_cumsum(weights: mx.array, axis: int = -1) -> mx.array:
-    """Sums[B, V] in the order of MLX's Metal and CUDA kernels (`contiguous_scan`): four values a
-    thread, 32 threads by doubling, and 32 such groups; all rounded to float32.
+    """Cumulative sums [B, V] in the order of MLX's Metal and CUDA kernels (`contiguous_scan`): 4
+    values per thread, 32 threads by doubling and 32 such groups, in float32.
     """
     assert axis == -1
     B, V = weights.shape
@@ -170,17 +170,17 @@ def sample_with(share: float, logits: np.ndarray, patch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("size", [200, 1000, 6000])
-def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
+def test_masked_tokens_are_not_sampled_despite_rounding_of_gpu_sums(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each share is chosen to lie between the sum before a masked token and the sum at it."""
+    """Each random value lies between the cumulative sums before and at a masked token."""
     rng = np.random.default_rng(size)
     monkeypatch.setattr(mx, "cumsum", parallel_cumsum)
     draws = 0
     for _ in range(10):
         logits = rng.normal(size=size).astype(np.float32)
         logits[rng.random(size) < 0.7] = NEG_INF
-        logits[-size // 10 :] = NEG_INF  # as ids that no token has
+        logits[-size // 10 :] = NEG_INF  # as for unused ids
         weights = mx.exp(mx.array(logits - logits.max()))[None]
         sums = np.array(parallel_cumsum(weights))[0]
         np.testing.assert_allclose(sums, np.array(weights)[0].cumsum(dtype=np.float64), rtol=1e-6)
@@ -194,7 +194,7 @@ def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
 
 
 @given(st.data(), st.floats(0, 1, width=32))
-def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
+def test_sampled_tokens_have_nonzero_weight_for_any_rounding(
     data: st.DataObject, share: float
 ) -> None:
     values = data.draw(st.lists(st.floats(-20, 20, width=32) | st.just(NEG_INF), min_size=1))
@@ -212,7 +212,7 @@ def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
     assert np.exp(logits - logits.max())[id] > 0
 
 
-def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
+def test_categorical_returns_the_first_id_above_the_random_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logits = np.array([*np.log([1, 2]), NEG_INF, *np.log([3, 2])], np.float32)
@@ -221,7 +221,7 @@ def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
     assert ids == [0, 0, 1, 1, 3, 3, 4, 4]
 
 
-def test_a_row_is_drawn_by_its_own_key_alone() -> None:
+def test_each_row_is_sampled_with_its_own_key() -> None:
     logits, row_keys = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
     batched = categorical(logits, row_keys).tolist()
     assert batched == [
@@ -231,7 +231,7 @@ def test_a_row_is_drawn_by_its_own_key_alone() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
+def test_sampling_frequencies_match_the_softmax(temperature: float) -> None:
     values = [1.0, 0.0, -1.0, 2.0]
     logits = mx.array([values] * 40_000)
     seen_mask = mx.zeros(logits.shape, dtype=mx.bool_)
@@ -247,7 +247,7 @@ def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
 def test_a_tiny_temperature_is_greedy(
     values: list[float], temperature: float, scale: float
 ) -> None:
-    """Also where dividing by it would overflow, as by 1e-40."""
+    """Even where dividing by it would overflow, e.g. by 1e-40."""
     logits = mx.array([values]) * scale
     settings = SamplingParams(temperature=temperature, top_k=3, top_p=0.9, min_p=0.1)
     spec = SamplerSpec.from_sampling(settings, len(values))

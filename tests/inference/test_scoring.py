@@ -19,8 +19,8 @@ V = 19
 
 @pytest.fixture(scope="module", params=["classic", "modern"])
 def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
-    """One whose positions are learned, and one whose are rotary; with large weights, so that its
-    predictions differ.
+    """A model with learned and one with rotary positions, with large weights so that predictions
+    differ.
     """
     changes: dict[str, Any] = {} if request.param == "classic" else {"position": "rope"}
     model = GPT(override_config(tiny_model, changes).model, seed=3)
@@ -41,7 +41,7 @@ def scorer(model: GPT) -> Scorer:
 
 @settings(max_examples=20)
 @given(ids=st.lists(st.integers(0, V - 1), min_size=1, max_size=40), count=st.sampled_from([0, 3]))
-def test_each_token_is_scored_by_the_models_logits(
+def test_token_scores_match_the_logits_of_the_model(
     model: GPT, scorer: Scorer, ids: list[int], count: int
 ) -> None:
     block = model.config.block_size
@@ -65,7 +65,7 @@ def test_each_token_is_scored_by_the_models_logits(
         assert all(logprob == score.logprob for id, logprob in score.alternatives if id == ids[n])
 
 
-def test_it_is_compiled_for_few_lengths(
+def test_scoring_is_compiled_for_few_lengths(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 128}).model)
@@ -83,14 +83,14 @@ def test_it_is_compiled_for_few_lengths(
     assert lengths == [16, 32, 48, 128]
 
 
-def test_ids_that_the_tokenizer_lacks_have_no_probability(model: GPT) -> None:
+def test_ids_without_a_token_have_no_probability(model: GPT) -> None:
     (portion,) = Scorer(model, 7)(np.array([1, 2, 3]), 99)
     for score in portion:
         assert sorted(id for id, _ in score.alternatives) == list(range(7))
         assert sum(np.exp(value) for _, value in score.alternatives) == pytest.approx(1, abs=1e-5)
 
 
-def test_what_is_not_finite_is_an_error(tiny_model: Config) -> None:
+def test_nonfinite_logits_are_an_error(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     model.update({"ln_f": {"weight": mx.full((16,), float("nan"))}})
     with pytest.raises(UserError, match="not finite"):

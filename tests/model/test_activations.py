@@ -29,8 +29,10 @@ def record_pass(model: GPT, off_heads: Any = ()) -> tuple[mx.array, ActivationRe
     return model(mx.array(IDS), KVCache(), last=LAST, recorder=recorder), recorder
 
 
-def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows sum to 1, nobody looks ahead, and the values weighted by it are what went on."""
+def test_recorded_attention_matches_the_forward_pass(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows sum to 1, the weights are causal, and weights @ v is the output of attention."""
     original, calls = ops.causal_attention, []
 
     def recording_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -47,7 +49,7 @@ def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPat
         assert np.abs(np.array(weights[0, 0] - weights[0, 1])).max() > 1e-3, "heads differ"
 
 
-def test_the_last_lens_is_the_models_own(model: GPT) -> None:
+def test_logits_from_the_last_residual_match_the_model(model: GPT) -> None:
     logits, recorder = record_pass(model)
     assert len(recorder.residual) == len(model.h) + 1
     np.testing.assert_allclose(
@@ -66,14 +68,14 @@ def _embed(model: GPT) -> mx.array:
     return x + model.wpe.weight[: IDS.shape[1]] if "wpe" in model else x
 
 
-def test_recording_changes_nothing(model: GPT) -> None:
+def test_recording_does_not_change_the_logits(model: GPT) -> None:
     logits, _ = record_pass(model)
     expected = model(mx.array(IDS), KVCache(), last=LAST)
     np.testing.assert_array_equal(logits, expected)
 
 
-def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
-    """Of the matrix behind it, what reads that head's output."""
+def test_disabling_a_head_equals_zeroing_its_output_weights(model: GPT) -> None:
+    """In c_proj, the input columns of that head."""
     off_heads = {(0, 1), (1, 0)}
     logits, recorder = record_pass(model, off_heads)
     unmodified, _ = record_pass(model)
@@ -93,7 +95,7 @@ def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_model_as_large_as_gpt2() -> None:
+def test_recording_in_a_model_of_gpt2_size() -> None:
     config = override_config(
         toml.load_config(toml.find_builtin_configs()["gpt2-124m"]), {"vocab_size": 50257}
     )

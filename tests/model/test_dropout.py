@@ -7,7 +7,7 @@ import pytest
 from mlxgpt.model.dropout import dropout, split_key
 
 
-def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
+def test_dropout_zeroes_values_and_keeps_the_mean() -> None:
     x = mx.ones((200, 200))
     assert dropout(x, 0.3, None) is x
     assert dropout(x, 0.0, mx.random.key(0)) is x
@@ -17,7 +17,7 @@ def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
     assert np.allclose(y[y > 0], 1 / 0.7)
 
 
-def test_a_key_is_split_into_independent_ones_without_a_gradient() -> None:
+def test_split_keys_are_independent_and_have_no_gradient() -> None:
     x, key = mx.ones((20, 20)), mx.random.key(3)
     masks = [np.array(dropout(x, 0.5, subkey)).tobytes() for subkey in (key, *split_key(key, 3))]
     assert len(set(masks)) == 4

@@ -20,12 +20,12 @@ from tests.oracle import reference
 from tests.oracle.reference import model_and_batch
 
 
-def test_logits_are_those_of_transformers_gpt2() -> None:
+def test_logits_match_transformers_gpt2() -> None:
     model, ids, reference = model_and_batch()
     np.testing.assert_allclose(model(ids[:, :-1]), reference["logits"], atol=2e-5)
 
 
-def test_loss_and_gradients_are_those_of_transformers_gpt2() -> None:
+def test_loss_and_gradients_match_transformers_gpt2() -> None:
     model, ids, reference = model_and_batch()
     config = override_config(Config(model=model.config), {"dtype": "float32", "dropout": 0.0})
     loss, gradients = TrainStep(model, config).compute_gradients(
@@ -64,7 +64,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_parameters_are_counted_as_they_are(tiny_model: Config, parts: dict) -> None:
+def test_count_parameters_matches_the_model(tiny_model: Config, parts: dict) -> None:
     config = override_config(tiny_model, parts).model
     values = flatten_params(GPT(config).parameters()).values()
     assert count_parameters(config) == sum(value.size for value in values)
@@ -72,7 +72,7 @@ def test_parameters_are_counted_as_they_are(tiny_model: Config, parts: dict) -> 
 
 def test_gpt2_small_has_124_million_parameters() -> None:
     assert count_parameters(ModelConfig(vocab_size=50257)) == 124_439_808
-    # GPT-2's paper and Hugging Face count the same; PaLM's formula gives the operations.
+    # The same count as in Hugging Face; FLOPs by the formula of the PaLM paper.
     assert (
         flops_per_token(ModelConfig(vocab_size=50257))
         == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
@@ -93,7 +93,7 @@ def test_initial_loss_is_ln_v(n_layer: int, n_embd: int, vocab_size: int) -> Non
     assert loss == pytest.approx(math.log(vocab_size) + 0.0002 * n_embd, rel=0.015)
 
 
-def test_the_model_drops_out_only_with_a_key(tiny_model: Config) -> None:
+def test_the_model_uses_dropout_only_with_a_key(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     ids = mx.array([[1, 2, 3, 4]])
     assert (model(ids) == model(ids)).all()
@@ -118,7 +118,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model
 
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("shape", [(2, 16, 65), (4, 144, 65), (3, 64, 2048)])
-def test_the_first_loss_is_near_ln_v_whatever_the_parts(
+def test_initial_loss_is_near_ln_v_for_all_architectures(
     tiny_model: Config, parts: dict, shape: tuple[int, int, int]
 ) -> None:
     layers, width, vocabulary = shape
@@ -130,11 +130,11 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: dict) -> None:
+def test_cached_and_padded_logits_match_the_full_pass(tiny_model: Config, parts: dict) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     expected = model(ids)
-    # Five tokens read in as eight: the last three are padding, overwritten afterwards.
+    # Five tokens padded to eight; decoding overwrites the padding.
     padded = mx.concatenate([ids[:, :5], mx.full((3, 3), 18)], axis=1)
     cache = KVCache()
     logits = model(padded, cache, last=mx.array([4]))
@@ -147,7 +147,7 @@ def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: d
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_each_sequence_can_have_a_length_of_its_own(tiny_model: Config, parts: dict) -> None:
+def test_sequences_of_different_lengths_in_one_cache(tiny_model: Config, parts: dict) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     expected, lengths, rows = model(ids), mx.array([1, 4, 6]), mx.arange(3)
@@ -166,8 +166,8 @@ def test_each_sequence_can_have_a_length_of_its_own(tiny_model: Config, parts: d
 
 
 def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
-    """Logits of ids[B, T], T as long as it likes, where each token of each layer sees the last
-    `window` ones of the layer below.
+    """Logits of ids [B, T] of any length T, where each token in each layer attends to the last
+    `window` positions.
     """
     positions = mx.arange(ids.shape[1])
     distances = positions[:, None] - positions
@@ -186,13 +186,11 @@ def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
-    tiny_model: Config, layers: int
-) -> None:
+def test_a_full_cache_is_a_sliding_window_in_each_layer(tiny_model: Config, layers: int) -> None:
     changes = {**MODERN, "block_size": 8, "n_layer": layers}
     model = GPT(override_config(tiny_model, changes).model, 1)
     assert model.supports_sliding_window
-    # Large enough for the layers to matter.
+    # Large weights, so that every layer affects the logits.
     model.update(tree_map(lambda p: 10 * p if p.ndim == 2 else p, model.parameters()))
     ids = mx.random.randint(0, 19, (2, 40), key=mx.random.key(1))
     expected = windowed_logits(model, ids, 8)
@@ -208,7 +206,7 @@ def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
     assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1)
 
 
-def test_what_is_looked_up_costs_no_products(tiny_model: Config) -> None:
+def test_embedding_lookups_add_no_flops(tiny_model: Config) -> None:
     plain = tiny_model.model
     untied = override_config(tiny_model, {"tied": False}).model
     with_value_embeddings = override_config(tiny_model, {"value_embeddings": True}).model
@@ -220,7 +218,7 @@ def test_what_is_looked_up_costs_no_products(tiny_model: Config) -> None:
     )
 
 
-def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
+def test_an_untied_output_head_is_not_the_embedding(tiny_model: Config) -> None:
     model = GPT(override_config(tiny_model, {"tied": False}).model)
     ids = mx.array([[1, 2, 3]])
     before = model(ids)
@@ -228,7 +226,7 @@ def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
     np.testing.assert_allclose(model(ids), 2 * before, rtol=1e-5)
 
 
-def test_a_normalised_embedding_has_no_length(tiny_model: Config) -> None:
+def test_embedding_norm_removes_the_scale_of_the_embedding(tiny_model: Config) -> None:
     changes = {"tied": False, "embedding_norm": True, "position": "rope"}
     model = GPT(override_config(tiny_model, changes).model)
     ids = mx.array([[1, 2, 3]])
@@ -237,10 +235,10 @@ def test_a_normalised_embedding_has_no_length(tiny_model: Config) -> None:
     np.testing.assert_allclose(model(ids), before, atol=1e-4)
 
 
-def test_value_embeddings_are_added_to_the_values_of_their_token(
+def test_value_embeddings_are_added_to_the_attention_values(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if the token's own row were a part of what c_attn makes of it."""
+
     model = GPT(
         override_config(tiny_model, {"value_embeddings": True, "n_layer": 1, "n_head": 2}).model
     )
@@ -261,7 +259,7 @@ def test_value_embeddings_are_added_to_the_values_of_their_token(
     plain, values = recorded_values
     np.testing.assert_allclose((values - plain).swapaxes(1, 2).reshape(1, 3, 16), rows, atol=1e-6)
     changed = model(ids)
-    model.wve[0].weight[2] = 100.0  # of a token that is not there
+    model.wve[0].weight[2] = 100.0  # a token that is not in ids
     assert (model(ids) == changed).all()
     model.wve[0].weight[1] = 100.0
     assert (model(ids)[0, 0] == changed[0, 0]).all()
@@ -272,8 +270,8 @@ def test_reference_arrays_are_small() -> None:
     assert reference.FILE.stat().st_size < 100_000
 
 
-def test_turned_places_tell_only_how_far_apart_tokens_are(tiny_model: Config) -> None:
-    """RoPE: the product of a query and a key hangs on their distance alone."""
+def test_rope_depends_only_on_relative_positions(tiny_model: Config) -> None:
+
     q, k = mx.random.normal((2, 1, 1, 1, 8), key=mx.random.key(0))
 
     def product(query_position: int, key_position: int) -> float:
@@ -284,10 +282,10 @@ def test_turned_places_tell_only_how_far_apart_tokens_are(tiny_model: Config) ->
     np.testing.assert_allclose(mx.linalg.norm(apply_rope(q, 9)), mx.linalg.norm(q), rtol=1e-5)
 
 
-def test_one_place_for_all_sequences_is_told_as_one_number(
+def test_a_shared_rope_offset_is_a_scalar(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLX's GPU kernels take an offset[1] for one of many, and read beyond it: seen on CUDA."""
+    """MLX's GPU kernels read beyond an offset of shape [1] if B > 1 (seen on CUDA)."""
     model = GPT(override_config(tiny_model, MODERN).model)
     ids = mx.array([[1, 2, 3], [4, 5, 6]])
     offsets: list[mx.array | int] = []
@@ -306,7 +304,7 @@ def test_one_place_for_all_sequences_is_told_as_one_number(
     assert all(isinstance(at, int) or at.shape in ((), (2,)) for at in offsets)
 
 
-def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
+def test_mlps_match_numpy(tiny_model: Config) -> None:
     x = mx.random.normal((3, 16), key=mx.random.key(4))
     for kind in ("relu2", "swiglu"):
         mlp = MLP(override_config(tiny_model, {"mlp": kind, "bias": False}).model)
@@ -321,8 +319,8 @@ def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
     assert mlp_width(override_config(tiny_model, {"mlp": "swiglu", "n_embd": 384}).model) == 1024
 
 
-def test_normalised_queries_and_keys_have_no_length(tiny_model: Config) -> None:
-    """Ten times as long, they give the same; without, they do not."""
+def test_qk_norm_removes_the_scale_of_queries_and_keys(tiny_model: Config) -> None:
+    """Scaling their weights by ten changes the logits only without `qk_norm`."""
     for qk_norm in (True, False):
         model = GPT(override_config(tiny_model, {"qk_norm": qk_norm, "bias": False}).model)
         ids = mx.arange(8)[None]

@@ -10,7 +10,7 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 
 
-def test_initial_weights_are_gpt2s() -> None:
+def test_initial_weights_match_gpt2() -> None:
     config = ModelConfig(n_layer=8, n_head=4, n_embd=128, block_size=64, vocab_size=300)
     for name, value in flatten_params(GPT(config, seed=3).parameters()).items():
         array = np.array(value)
@@ -22,7 +22,7 @@ def test_initial_weights_are_gpt2s() -> None:
             assert abs(array.mean()) < std / 10, name
 
 
-def test_the_seed_makes_the_weights() -> None:
+def test_initial_weights_depend_on_the_seed() -> None:
     config = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5)
     same = [flatten_params(GPT(config, seed).parameters()) for seed in (1, 1, 2)]
     for name, value in same[0].items():

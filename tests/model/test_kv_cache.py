@@ -11,7 +11,7 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache
 from tests.helpers.tiny_models import make_random_model
 
-PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
+PROMPT, LENGTH = 5, 9  # tokens of the prefill, and in total
 
 
 @pytest.fixture(params=["learned", "rope"])
@@ -33,7 +33,9 @@ def step(
     return model(ids, cache), cache.layers
 
 
-def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array) -> None:
+def test_cached_decoding_in_a_compiled_function_matches_the_full_pass(
+    model: GPT, ids: mx.array
+) -> None:
     expected, cache = model(ids), KVCache()
     np.testing.assert_allclose(model(ids[:, :PROMPT], cache), expected[:, :PROMPT], atol=1e-5)
     assert [k.shape[2] for k, _ in cache.layers] == [PROMPT] * len(model.h)
@@ -45,7 +47,7 @@ def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array) -> None
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 
-def test_what_is_behind_the_attended_places_is_not_read(model: GPT, ids: mx.array) -> None:
+def test_cache_positions_beyond_the_attended_length_are_not_read(model: GPT, ids: mx.array) -> None:
     cache = KVCache()
     model(ids[:, :PROMPT], cache)
     layers = pad_cache(cache.layers, 12)

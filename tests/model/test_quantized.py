@@ -17,7 +17,7 @@ MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int) -> None:
+def test_quantized_weights_match_mlx_lm(tiny_model: Config, bits: int) -> None:
     config = override_config(tiny_model, {"n_embd": 64}).model
     model, reference = GPT(config, 1), GPT(config, 1)
     ids = mx.random.randint(0, 19, (2, 8), key=mx.random.key(0))
@@ -31,7 +31,7 @@ def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int
 
 @pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_the_loss_hardly_changes(tiny_model: Config, parts: dict, bits: int) -> None:
+def test_quantization_barely_changes_the_loss(tiny_model: Config, parts: dict, bits: int) -> None:
     model = GPT(override_config(tiny_model, {"n_embd": 96, "n_layer": 1, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (2, 9), key=mx.random.key(0))
     x, y, mask = ids[:, :-1], ids[:, 1:], mx.ones((2, 8))
@@ -44,9 +44,9 @@ def test_the_loss_hardly_changes(tiny_model: Config, parts: dict, bits: int) -> 
     assert sum(p.nbytes for p in flatten_params(model.parameters()).values()) < 0.8 * size
 
 
-def test_rows_that_no_group_divides(tiny_model: Config) -> None:
+def test_rows_not_divisible_by_the_group_size(tiny_model: Config) -> None:
     model = GPT(override_config(tiny_model, {"n_embd": 72, "mlp": "gelu"}).model)
-    quantize_model(model, 8)  # 288 numbers inside an MLP can be shared out
+    quantize_model(model, 8)  # the MLP's 288 hidden dimensions are divisible by the group size
     assert isinstance(model.h[0].mlp.c_proj, nn.QuantizedLinear)
     assert isinstance(model.h[0].attn.c_proj, nn.Linear)
     with pytest.raises(UserError, match="n_embd = 20 cannot be quantized"):

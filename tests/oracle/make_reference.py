@@ -1,6 +1,6 @@
-"""Write tests/oracle/reference.npz from an independent implementation: transformers' GPT-2 and
-PyTorch's AdamW. `make test` compares with the file, so it needs neither; .ci/run makes the arrays
-anew and compares those too.
+"""Write tests/oracle/reference.npz from independent implementations, transformers' GPT-2 and
+PyTorch's AdamW. `make test` compares with the file, so it needs neither; .ci/run also recomputes
+the arrays and compares them with the file.
 
     python tests/oracle/make_reference.py [FILE]
 """
@@ -21,8 +21,8 @@ ADAMW = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
 def gpt2_arrays() -> dict[str, np.ndarray]:
-    """Weights, a batch, its logits, its loss and the gradient of every weight, all by our names
-    and in our layout (GPT-2's Conv1D stores the transpose of a linear layer's weight).
+    """Weights, a batch, and its logits, loss and gradients, with our names and in our layout
+    (GPT-2's Conv1D stores the transpose of a linear layer's weight).
     """
     torch.manual_seed(0)
     config = GPT2Config(
@@ -31,7 +31,7 @@ def gpt2_arrays() -> dict[str, np.ndarray]:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        initializer_range=0.2,  # far from uniform, so that every part matters
+        initializer_range=0.2,  # large, so that every part affects the logits
     )
     model = GPT2LMHeadModel(config)
     for name, parameter in model.named_parameters():
@@ -56,7 +56,7 @@ def gpt2_arrays() -> dict[str, np.ndarray]:
 
 
 def adamw_arrays() -> dict[str, np.ndarray]:
-    """A matrix and a vector under AdamW, decay on the matrix alone, gradients given."""
+    """AdamW steps of a matrix with weight decay and a vector without, for random gradients."""
     generator = torch.Generator().manual_seed(1)
     matrix = torch.nn.Parameter(torch.randn(4, 3, generator=generator))
     vector = torch.nn.Parameter(torch.randn(3, generator=generator))
@@ -77,7 +77,7 @@ def adamw_arrays() -> dict[str, np.ndarray]:
 
 
 def clipping_arrays() -> dict[str, np.ndarray]:
-    """Two gradients clipped by their common norm."""
+    """Two gradients clipped by their global norm."""
     generator = torch.Generator().manual_seed(2)
     tensors = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 3), (5,))]
     arrays = {}

@@ -1,4 +1,4 @@
-"""The reference arrays, and our model with the weights in them."""
+"""Load the reference arrays, and our model with their weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_arrays(file: Path = FILE) -> dict[str, np.ndarray]:
 
 
 def model_and_batch() -> tuple[GPT, mx.array, dict[str, np.ndarray]]:
-    """Our GPT with the reference's weights, its ids[B, T + 1], and all arrays."""
+    """Our GPT with the reference weights, the ids [B, T + 1], and all arrays."""
     stored = load_arrays()
     config = ModelConfig(n_layer=2, n_head=2, n_embd=12, block_size=8, vocab_size=19, dropout=0.0)
     model = GPT(config)

@@ -1,5 +1,5 @@
-"""The committed reference arrays are what PyTorch and transformers give today. Needs the extra
-`oracle`; .ci/run installs it.
+"""The committed reference arrays, sampling and character tokenizers match PyTorch, transformers and
+tokenizers. Needs the extra `oracle`; .ci/run installs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.oracle import reference
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 
 
-def test_the_committed_arrays_are_todays(tmp_path: Path) -> None:
+def test_the_committed_arrays_can_be_reproduced(tmp_path: Path) -> None:
     script = Path(__file__).with_name("make_reference.py")
     subprocess.run([sys.executable, script, tmp_path / "new.npz"], check=True)
     new, old = reference.load_arrays(tmp_path / "new.npz"), reference.load_arrays()
@@ -42,9 +42,9 @@ def test_the_committed_arrays_are_todays(tmp_path: Path) -> None:
         {"temperature": 1.3, "top_k": 9, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 0.8},
     ],
 )
-def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> None:
+def test_processed_logits_match_transformers(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's
+        warnings.simplefilter("ignore")  # third-party warnings
         import torch
         from transformers.generation import logits_process as hf
 
@@ -73,7 +73,7 @@ def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("end_of_text", [True, False])
-def test_hugging_face_reads_our_tokenizer(end_of_text: bool) -> None:
+def test_hugging_face_tokenizers_reads_our_tokenizer(end_of_text: bool) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = CharTokenizer('aÄé\n "\\🙂z', end_of_text=end_of_text)
     hf_tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_json())

@@ -1,4 +1,4 @@
-"""Each example in the README.md of an exported model runs as it is. Needs the extra `oracle`."""
+"""Every example in the README.md of an exported model runs. Needs the extra `oracle`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 pytest.importorskip("mlx_lm", reason="the extra `oracle` is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "bias": False}
 
 
 def export_readme(folder: Path, case: str, parts: dict[str, Any], to: str, bits: int | None) -> str:
-    """Export a model; the text of its README.md."""
+    """Export a model; return its README.md."""
     tokenizer, block = RUNS[case]
     run = make_run(folder / "run", tokenizer, block, **parts)
     _, checkpoint = load_model(run)
@@ -38,8 +38,8 @@ def export_readme(folder: Path, case: str, parts: dict[str, Any], to: str, bits:
 
 def run_mlx_lm(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's
-        generate = importlib.import_module("mlx_lm.generate")  # the package has a function so named
+        warnings.simplefilter("ignore")  # third-party warnings
+        generate = importlib.import_module("mlx_lm.generate")  # the attribute is a function
     (line,) = re.findall(r"^mlx_lm\.generate .*?(?=\n```)", text, flags=re.DOTALL | re.MULTILINE)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -49,7 +49,7 @@ def run_mlx_lm(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("parts", [{}, MODERN], ids=["classic", "modern"])
 @pytest.mark.parametrize("case", RUNS)
-def test_examples_of_hf_run(
+def test_examples_of_hf_exports_run(
     tmp_path: Path, case: str, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = export_readme(tmp_path, case, parts, "hf", None)
@@ -62,7 +62,7 @@ def test_examples_of_hf_run(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_example_of_mlx_lm_runs(
+def test_the_example_of_mlx_lm_exports_runs(
     tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = export_readme(tmp_path, "words", {}, "mlx-lm", bits)

@@ -1,4 +1,4 @@
-"""Chat templates, rendered by us and by transformers."""
+"""Chat templates rendered by us and by transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPECIAL = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> LoadedModel:
-    """With a byte-level BPE."""
+    """A small trained model with a byte-level BPE."""
     folder = tmp_path_factory.mktemp("bpe")
     stories = [f"Once upon a time there were {n} foxes." for n in range(40)]
     (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
@@ -43,15 +43,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> LoadedModel
 
 @pytest.fixture(scope="module")
 def hf_tokenizer(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Its tokenizer, as transformers reads it."""
+    """The tokenizer of the model, loaded by transformers."""
     folder = tmp_path_factory.mktemp("exported") / "hf"
-    api.export(to="hf", run=str(model.run.folder), out=folder)
+    api.export(to="hf", run=str(model.run.folder), output=folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_conversation_is_rendered_as_by_transformers(
+def test_rendered_conversations_match_transformers(
     hf_tokenizer: Any, name: str, conversation: str
 ) -> None:
     template, messages = TEMPLATES[name], CONVERSATIONS[conversation]
@@ -71,8 +71,8 @@ def render(template: str, messages: list[dict[str, Any]]) -> str:
     return chat_template.render_chat_template(template, cleaned, SPECIAL)
 
 
-def test_most_templates_take_most_conversations(hf_tokenizer: Any) -> None:
-    """Or the comparison above would be one of errors."""
+def test_most_templates_accept_most_conversations(hf_tokenizer: Any) -> None:
+    """Otherwise the test above would only compare errors."""
     rendered = 0
     for template in TEMPLATES.values():
         for messages in CONVERSATIONS.values():
@@ -83,7 +83,7 @@ def test_most_templates_take_most_conversations(hf_tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_ids_are_those_of_transformers(
+def test_ids_of_conversations_match_transformers(
     model: LoadedModel, hf_tokenizer: Any, name: str
 ) -> None:
     messages = CONVERSATIONS["long"][1:4]

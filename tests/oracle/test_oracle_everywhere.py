@@ -1,5 +1,5 @@
-"""One prompt, the same ids and the same text in all four places; and a training that goes the same
-way in PyTorch. Needs the extra `oracle`.
+"""The same ids and text for a prompt in mlxgpt, transformers, mlx-lm and llama.cpp, and the same
+training losses in PyTorch. Needs the extra `oracle`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ for name in ("torch", "transformers", "mlx_lm", "gguf", "xllamacpp"):
     pytest.importorskip(name, reason="the extra `oracle` is not installed")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other people's
+    warnings.simplefilter("ignore")  # third-party warnings
     import mlx_lm
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 PROMPT = "once upon a time there"
 COUNT = 40  # tokens
@@ -39,7 +39,7 @@ QWEN3_PARTS = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swigl
 
 @pytest.mark.parametrize("add_bos_token", [True, False])
 @pytest.mark.parametrize("parts", [{}, QWEN3_PARTS], ids=["GPT-2's parts", "Qwen3's"])
-def test_one_prompt_becomes_one_text_in_all_four_places(
+def test_greedy_text_is_the_same_in_all_four_libraries(
     tmp_path: Path, add_bos_token: bool, parts: dict
 ) -> None:
     tokenizer = small_bpe()
@@ -66,7 +66,7 @@ def test_one_prompt_becomes_one_text_in_all_four_places(
 
     mlx_model, mlx_tokenizer = mlx_lm.load(str(tmp_path / "hf"))
     assert mlx_tokenizer.encode(PROMPT) == ids
-    # By its tokens: its text leaves out a space at the beginning of the continuation.
+    # Compare tokens, since mlx-lm's text drops a space at the start of the continuation.
     token_ids = [
         r.token for r in mlx_lm.stream_generate(mlx_model, mlx_tokenizer, PROMPT, max_tokens=COUNT)
     ]
@@ -82,8 +82,8 @@ def test_one_prompt_becomes_one_text_in_all_four_places(
     assert texts == dict.fromkeys(texts, result.texts[0])
 
 
-def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
-    """Twenty steps from the same weights, on the same batches."""
+def test_training_matches_pytorch(tmp_path: Path) -> None:
+    """20 steps from the same weights on the same batches."""
     shape = ModelConfig(2, 2, 32, 16, small_bpe().vocab_size, 0.0, True)
     settings = {"weight_decay": 0.1, "beta2": 0.95, "grad_clip": 1.0, "dtype": "float32"}
     config = override_config(Config(shape), settings)
@@ -119,8 +119,8 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
         assert float(mx.abs(value - initial[name]).max()) > 3e-3, "it has learned something"
 
 
-def test_our_loss_is_theirs(tmp_path: Path) -> None:
-    """The same nats per token of a text, in windows of the block."""
+def test_evaluation_loss_matches_transformers(tmp_path: Path) -> None:
+    """In nats per token, over windows of the block size."""
     tokenizer = small_bpe()
     model = make_model(tokenizer, bias=True)
     imported_model = ImportedModel(

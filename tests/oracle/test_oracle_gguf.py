@@ -1,5 +1,5 @@
-"""llama.cpp itself, as `xllamacpp` brings it, reads what we write: the same ids, the same
-probabilities, the same text. Needs the extra `oracle`.
+"""GGUF files in llama.cpp (from the package `xllamacpp`): the same ids, probabilities and text.
+Needs the extra `oracle`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ gguf_package = pytest.importorskip("gguf", reason="the extra `oracle` is not ins
 xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `oracle` is not installed")
 
 BLOCK_SIZE = 128
-COUNT = 60  # predictions behind a perplexity
+COUNT = 60  # predicted tokens per perplexity
 PROMPT = "Once upon a time,  there wasn't a café.\n\nThe end of 1984…"
 
 
 class LlamaServer:
-    """llama.cpp's server with one model."""
+    """A llama.cpp server with one model."""
 
     def __init__(self, path: Path) -> None:
         params = xllamacpp.CommonParams()
@@ -51,7 +51,7 @@ class LlamaServer:
         params.warmup = False
         params.port = 0
         self._server = xllamacpp.Server(params)
-        # A server that ends before its loop has begun waits for ever: after an answer it has.
+        # Stopping the server before its loop has started hangs; after an answer it has started.
         self.complete([0], 1)
 
     def post(self, endpoint: str, **body: Any) -> Any:
@@ -64,26 +64,26 @@ class LlamaServer:
             return json.load(answer)
 
     def ids(self, text: str, *, add_special: bool = False) -> list[int]:
-        """A text's ids; with `add_special` as a prompt's."""
+        """Token ids of a text; with `add_special` as of a prompt."""
         tokens = self.post("tokenize", content=text, add_special=add_special, parse_special=False)
         return list(tokens["tokens"])
 
     def complete(self, prompt: list[int] | str, count: int) -> tuple[list[int], str]:
-        """The likeliest next tokens, and their text."""
+        """Greedy continuation: token ids and text."""
         answer = self.post(
             "completion", prompt=prompt, n_predict=count, temperature=0, return_tokens=True
         )
         return answer["tokens"], answer["content"]
 
     def top_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
-        """Of the likeliest `count` next tokens, by id."""
+        """Log-probabilities of the likeliest `count` next tokens, by id."""
         answer = self.post(
             "completion",
             prompt=ids,
             n_predict=1,
             temperature=0,
             n_probs=count,
-            logit_bias=[[0, 1e6]],  # there are none where a token without text is drawn
+            logit_bias=[[0, 1e6]],  # sampling a token without text would return no probabilities
         )
         (token,) = answer["completion_probabilities"]
         return {candidate["id"]: candidate["logprob"] for candidate in token["top_logprobs"]}
@@ -92,7 +92,7 @@ class LlamaServer:
 def make_model(
     tokenizer: Tokenizer, *, bias: bool, num_unused_ids: int = 0, n_embd: int = 64, **parts: Any
 ) -> GPT:
-    """A small model whose every array matters: one that is wrong changes the answer."""
+    """A small model with noisy weights, so that an error in any array changes the output."""
     config = ModelConfig(
         n_layer=2,
         n_head=4,
@@ -142,7 +142,7 @@ def all_logprobs(model: GPT, ids: list[int]) -> np.ndarray:
 
 
 def greedy(model: GPT, ids: list[int], count: int, end: int | None) -> list[int]:
-    """The likeliest next tokens, up to the end of the text."""
+    """Greedy continuation, up to the end of the text."""
     new_ids: list[int] = []
     while len(new_ids) < count and (not new_ids or new_ids[-1] != end):
         new_ids.append(int(all_logprobs(model, ids + new_ids)[-1].argmax()))
@@ -155,7 +155,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_llama_cpp_says_what_we_say(tmp_path: Path, tokenizer: Tokenizer, bias: bool) -> None:
+def test_probabilities_and_text_match_llama_cpp(
+    tmp_path: Path, tokenizer: Tokenizer, bias: bool
+) -> None:
     model = make_model(tokenizer, bias=bias, num_unused_ids=7)
     llama = LlamaServer(write_model(tmp_path, model, tokenizer))
     ids = tokenizer.encode(PROMPT).tolist()
@@ -168,14 +170,14 @@ def test_llama_cpp_says_what_we_say(tmp_path: Path, tokenizer: Tokenizer, bias: 
             assert value == pytest.approx(expected[length - 1, id], abs=0.01)
     tokens, text = llama.complete(PROMPT, 50)
     assert tokens == greedy(model, ids, 50, tokenizer.end_of_text)
-    # What is drawn beyond the tokenizer's ids has no text, nor has the end.
+    # Ids beyond the tokenizer and the end of text have no text.
     assert text == tokenizer.decode(id for id in tokens if id < tokenizer.vocab_size - 1)
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cn"), exclude_characters="\0"))
 
 
-def test_any_text_has_the_same_ids(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_ids_of_any_text_match_llama_cpp(tmp_path: Path, tokenizer: Tokenizer) -> None:
     llama = LlamaServer(write_model(tmp_path, make_model(tokenizer, bias=False), tokenizer))
     pieces = st.sampled_from([" ", "  ", "\n", "'s", "'LL", "12", "é", "…", "The", "<|endoftext|>"])
 
@@ -204,7 +206,7 @@ def make_tokenizer(kind: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["characters", "characters with an end", "BPE and added tokens"])
-def test_ids_in_another_order_are_kept(tmp_path: Path, kind: str) -> None:
+def test_ids_in_any_order_are_kept(tmp_path: Path, kind: str) -> None:
     tokenizer = make_tokenizer(kind)
     llama = LlamaServer(write_model(tmp_path, make_model(tokenizer, bias=False), tokenizer))
     pieces = st.text(st.characters(min_codepoint=1, max_codepoint=126))
@@ -224,7 +226,7 @@ def test_ids_in_another_order_are_kept(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("make", [small_bpe, lambda: CharTokenizer(PROMPT, end_of_text=True)])
 @pytest.mark.parametrize("add", [True, False])
-def test_an_end_of_text_goes_before_a_prompt_where_told(
+def test_end_of_text_is_prepended_if_add_bos_token(
     tmp_path: Path, make: Callable[[], Tokenizer], add: bool
 ) -> None:
     tokenizer = make()
@@ -248,8 +250,8 @@ def test_an_end_of_text_goes_before_a_prompt_where_told(
     ],
     ids=["ASCII", "ASCII with an end", "others with an end"],
 )
-def test_characters_are_tokens(tmp_path: Path, tokenizer: CharTokenizer) -> None:
-    model = make_model(tokenizer, bias=True, n_embd=36)  # no multiple of a block
+def test_character_tokenizers_match_llama_cpp(tmp_path: Path, tokenizer: CharTokenizer) -> None:
+    model = make_model(tokenizer, bias=True, n_embd=36)  # not a multiple of the block size 32
     llama = LlamaServer(write_model(tmp_path, model, tokenizer))
 
     @settings(max_examples=200, derandomize=True, database=None, deadline=None)
@@ -268,7 +270,7 @@ def test_characters_are_tokens(tmp_path: Path, tokenizer: CharTokenizer) -> None
     assert llama.complete(prompt, 50) == (expected, tokenizer.decode(expected))
 
 
-def test_a_quantized_model_is_nearly_as_good(tmp_path: Path) -> None:
+def test_quantization_barely_changes_the_perplexity(tmp_path: Path) -> None:
     text = "".join(
         random.Random(1).choices(["the cat sat ", "on the mat. ", "a dog ran ", "\n"], k=900)
     )
@@ -303,10 +305,10 @@ def test_a_quantized_model_is_nearly_as_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
+def test_probabilities_of_qwen3_models_match_llama_cpp(
     tmp_path: Path, bits: int | None, apart: bool
 ) -> None:
-    """Quantized, those of the weights as they are then; with a head of its own too."""
+    """Also quantized, compared with the rounded weights, and with an untied output head."""
     tokenizer = small_bpe()
     parts: dict[str, Any] = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
     model = make_model(tokenizer, bias=False, **parts, tied=not apart, embedding_norm=apart)
@@ -319,13 +321,13 @@ def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
     expected = all_logprobs(model, ids)[-1]
     actual = llama.top_logprobs(ids, 50)
     assert len(actual) == 50
-    # llama.cpp also rounds what it multiplies quantized weights with.
+    # llama.cpp also quantizes activations before multiplying them with quantized weights.
     for id, value in actual.items():
         assert value == pytest.approx(float(expected[id]), abs=0.1 if bits else 0.01), id
 
 
 def train(model: GPT, ids: np.ndarray) -> None:
-    """Fifty steps, so that the weights are those of a model that knows something."""
+    """Train for 50 steps, so that the model has learned something."""
     optimizer = optim.Adam(2e-3)
     rng = np.random.default_rng(0)
 
@@ -342,7 +344,7 @@ def train(model: GPT, ids: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_every_array_is_in_the_file(tmp_path: Path, bits: int | None) -> None:
+def test_all_arrays_are_in_the_file(tmp_path: Path, bits: int | None) -> None:
     tokenizer = small_bpe()
     model = make_model(tokenizer, bias=False)
     reader = gguf_package.GGUFReader(write_model(tmp_path, model, tokenizer, quantize=bits))
@@ -379,7 +381,7 @@ def test_every_array_is_in_the_file(tmp_path: Path, bits: int | None) -> None:
     assert compared == len(arrays)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     tokenizer = small_bpe()
     with pytest.raises(UserError, match=r"cannot write .*: No such file"):
         write_model(tmp_path / "no", make_model(tokenizer, bias=False), tokenizer)

@@ -1,5 +1,5 @@
-"""HellaSwag's losses are those of transformers' GPT-2 with the same weights, by build-nanogpt's
-rule. Needs the extra `oracle`.
+"""HellaSwag losses match transformers' GPT-2 with the same weights, computed as in build-nanogpt.
+Needs the extra `oracle`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other people's
+    warnings.simplefilter("ignore")  # third-party warnings
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D's
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # in Conv1D
 
 
-def test_the_four_losses_are_those_of_transformers() -> None:
+def test_the_losses_of_the_four_endings_match_transformers() -> None:
     tokenizer = bpe.train_bpe([EXAMPLES_JSONL], 300)
     torch.manual_seed(1)
     config = GPT2Config(
@@ -38,7 +38,7 @@ def test_the_four_losses_are_those_of_transformers() -> None:
         n_positions=128,
         vocab_size=300,
         activation_function="gelu_new",
-        initializer_range=0.3,  # far from uniform
+        initializer_range=0.3,  # large, for predictions far from uniform
     )
     hf_model = GPT2LMHeadModel(config).eval()
     model = GPT(ModelConfig(2, 2, 16, 128, 300, dropout=0.0, bias=True))
@@ -61,7 +61,7 @@ def test_the_four_losses_are_those_of_transformers() -> None:
         context = tokenizer.encode(example.context).tolist()
         endings = [tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
         ids = torch.zeros((4, len(context) + max(map(len, endings))), dtype=torch.long)
-        labels = torch.full_like(ids, -100)  # which PyTorch leaves out
+        labels = torch.full_like(ids, -100)  # ignored by PyTorch's cross entropy
         for n, ending in enumerate(endings):
             end = len(context) + len(ending)
             ids[n, :end] = torch.tensor(context + ending)

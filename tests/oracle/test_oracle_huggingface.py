@@ -1,4 +1,4 @@
-"""Models go to and fro between mlxgpt, transformers and mlx-lm. Needs the extra `oracle`."""
+"""Import and export between mlxgpt, transformers and mlx-lm. Needs the extra `oracle`."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ pytest.importorskip("transformers", reason="the extra `oracle` is not installed"
 pytest.importorskip("mlx_lm", reason="the extra `oracle` is not installed")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other people's
+    warnings.simplefilter("ignore")  # third-party warnings
     import mlx_lm.utils
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 TEXT = "Once upon a time, there was a small cat. The cat liked to look at the sea. " * 40
 PROMPT = "Once upon a time, the"
 
 
-# In: a GPT-2 of transformers' own, as it may lie in the wild.
+# Import of GPT-2 models saved by transformers, in all layouts found on the hub.
 
 
 def save_hf_model(folder: Path, tokenizer: Tokenizer, **settings: Any) -> GPT2LMHeadModel:
-    """A random GPT-2 with biases that are not zero, saved by transformers."""
+    """Save a random GPT-2 with nonzero biases with transformers."""
     torch.manual_seed(0)
     size = tokenizer.vocab_size
     config = GPT2Config(vocab_size=size, n_positions=32, n_embd=24, n_layer=2, n_head=3, **settings)
@@ -63,14 +63,14 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, A
 
 
 def strip_prefix(weights: dict[str, Any]) -> dict[str, Any]:
-    """As the hub's gpt2: no prefix, and each layer's causal mask."""
+    """The layout of the hub's gpt2: no prefix, and a causal mask in each layer."""
     mask = torch.ones(32, 32).tril()[None, None]
     named = {name.removeprefix("transformer."): value for name, value in weights.items()}
     return named | {f"h.{n}.attn.bias": mask.clone() for n in range(2)}
 
 
 def add_masks(weights: dict[str, Any]) -> dict[str, Any]:
-    """As distilgpt2: masks, and the number that hides."""
+    """The layout of distilgpt2: a causal mask and a masked_bias in each layer."""
     mask = torch.ones(32, 32).tril()[None, None]
     masked_bias = torch.tensor(-1e4)
     return (
@@ -85,7 +85,7 @@ def add_head(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def transpose_linear(weights: dict[str, Any]) -> dict[str, Any]:
-    """[out, in], as nanoGPT's; the square c_proj passes every comparison of shapes."""
+    """Weights [out, in], as in nanoGPT; the shape of the square c_proj does not show this."""
     suffixes = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return {k: v.T.contiguous() if k.endswith(suffixes) else v for k, v in weights.items()}
 
@@ -114,7 +114,7 @@ def check_logits(folder: Path, model: GPT2LMHeadModel) -> ImportedModel:
         lambda w: strip_prefix(transpose_linear(w)),
     ],
 )
-def test_logits_of_every_layout_are_transformers(
+def test_logits_of_every_layout_match_transformers(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     tokenizer = bpe.train_bpe([TEXT], 300)
@@ -135,7 +135,7 @@ def test_shards_are_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
+def test_16_bit_weights_are_imported_as_float32(tmp_path: Path, dtype: str) -> None:
     save_hf_model(tmp_path, bpe.train_bpe([TEXT], 300))
     kind = getattr(torch, dtype)
     rewrite_weights(tmp_path, lambda weights: {k: v.to(kind) for k, v in weights.items()})
@@ -144,11 +144,11 @@ def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
     assert all(value.dtype == mx.float32 for value in imported.parameters.values())
 
 
-# Out: models of ours, of each kind of tokenizer.
+# Export of our models, with each kind of tokenizer.
 
 
 def make_imported_model(kind: str, bias: bool, room: int = 0) -> ImportedModel:
-    """A random model, with room for more ids than its tokenizer has."""
+    """A random model whose vocabulary has `room` more ids than its tokenizer."""
     tokenizers: dict[str, Callable[[], Tokenizer]] = {
         "bpe": lambda: bpe.train_bpe([TEXT], 300),
         "characters": lambda: CharTokenizer(TEXT + "\n", end_of_text=False),
@@ -170,7 +170,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias: bool) -> None:
+def test_exported_models_give_the_same_text(tmp_path: Path, kind: str, bias: bool) -> None:
     run = importing.create_imported_run(make_imported_model(kind, bias, room=5), tmp_path / "run")
     model, checkpoint = load_model(run)
     folder = tmp_path / "hf"
@@ -212,7 +212,7 @@ def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias
     assert mlx_ids == greedy
 
 
-def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
+def test_export_and_import_give_the_same_model(tmp_path: Path, kind: str) -> None:
     run = importing.create_imported_run(make_imported_model(kind, True), tmp_path / "run")
     _, checkpoint = load_model(run)
     exporting.export_run(run, checkpoint.parameters, 0, tmp_path / "hf", "hf")
@@ -231,7 +231,7 @@ def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_mlx_lm_runs_what_was_quantized_for_it(tmp_path: Path, bits: int) -> None:
+def test_mlx_lm_runs_quantized_exports(tmp_path: Path, bits: int) -> None:
     run = importing.create_imported_run(make_imported_model("bpe", False), tmp_path / "run")
     _, checkpoint = load_model(run)
     exporting.export_run(run, checkpoint.parameters, 0, tmp_path / "q", "mlx-lm", bits)

@@ -1,4 +1,4 @@
-"""What TensorBoard and wandb themselves read of a training."""
+"""Logging a run with the real TensorBoard and wandb packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlxgpt.training.loggers import TensorBoardLogger
 from tests.helpers.commands import ROOT
 from tests.helpers.training_runs import Recorder
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_tensorboard_reads_the_records(train: Any) -> None:
 
 @pytest.mark.usefixtures("no_check", "tensorboard")
 @pytest.mark.parametrize("stopped_at", [4, 6, 10])
-def test_tensorboard_shows_no_step_twice_after_an_interruption(
+def test_tensorboard_shows_each_step_once_after_an_interruption(
     train: Any, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
-    """Once with the tracker from the beginning, and once from the second start on."""
+    """With the logger from the start, and only from the second start on."""
 
     class StoppingRecorder(Recorder):
         def on_log(self, record: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def test_tensorboard_shows_no_step_twice_after_an_interruption(
 
 
 @pytest.mark.usefixtures("tensorboard")
-def test_tensorboard_shows_no_step_twice_after_going_back(trained: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_each_step_once_after_a_rollback(trained: Path, tmp_path: Path) -> None:
     run = replace(open_run(trained / "runs" / "done"), folder=tmp_path)
     logger = TensorBoardLogger()
     logger._start(run, 0)
@@ -90,7 +90,7 @@ def read_accumulator_scalars(folder: Path, name: str) -> list[tuple[int, float]]
 
 
 def read_page_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
-    """By the accumulator of TensorBoard's own server, which has rules of its own."""
+    """Read with the accumulator of TensorBoard's server, which drops steps by different rules."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -101,7 +101,7 @@ def read_page_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     ]
 
 
-def test_wandb_takes_the_records_offline(
+def test_wandb_logs_the_records_offline(
     train: Any, no_check: None, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
@@ -120,7 +120,7 @@ def test_wandb_takes_the_records_offline(
     summary = train("a", report_to="wandb")
     assert logged == [(r["step"], r["loss"]) for r in open_run(summary.run).metrics()]
     (file,) = home.glob("wandb/offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 60  # wandb's own process writes it, also after the run's end
+    deadline = time.monotonic() + 60  # wandb's background process may write after the run's end
     while b"val_loss" not in file.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -142,7 +142,9 @@ os._exit(0)
 
 
 def run_in_terminal(place: Path, **environment: str) -> str:
-    """What connecting prints where wandb could ask for a key, with these settings of wandb only."""
+    """Connect to wandb in a terminal, where it could prompt for a key; return the output. Only the
+    given wandb settings are in the environment.
+    """
     pytest.importorskip("wandb", reason="wandb is not installed")
     terminal_fd, child_fd = pty.openpty()
     base_environment = {
@@ -165,7 +167,7 @@ def run_in_terminal(place: Path, **environment: str) -> str:
     )
     os.close(child_fd)
     output = ""
-    with contextlib.suppress(OSError):  # at its end
+    with contextlib.suppress(OSError):  # raised at the end of the output
         while "\n" not in output.partition("refused: ")[2] and (
             piece := os.read(terminal_fd, 1 << 16)
         ):
@@ -176,11 +178,11 @@ def run_in_terminal(place: Path, **environment: str) -> str:
     return output
 
 
-def test_without_a_login_nothing_is_asked(place: Path) -> None:
+def test_a_missing_login_does_not_prompt(place: Path) -> None:
     assert "refused: wandb is not logged in" in run_in_terminal(place)
 
 
-def test_a_server_that_cannot_be_reached(place: Path) -> None:
+def test_an_unreachable_server_is_reported(place: Path) -> None:
     unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
     assert "refused: wandb failed: " in run_in_terminal(
         place, WANDB_API_KEY="0" * 40, **unreachable

@@ -1,4 +1,4 @@
-"""What `mlxgpt play` answers, to OpenAI's own client; and what it shows, beside transformers."""
+"""The API of `mlxgpt play` with OpenAI's client, and its activations compared with transformers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_completions(served: PlayServer) -> None:
         assert greedy.choices[0].text == greedy.choices[1].text, "greedy, by another server's name"
 
 
-def test_chats(served: PlayServer) -> None:
+def test_chat_completions(served: PlayServer) -> None:
     options: dict[str, Any] = {"model": "mine", "max_tokens": 9, "seed": 4}
     messages = [{"role": "user", "content": "to be"}]
     with client(served) as api:
@@ -74,13 +74,13 @@ def test_chats(served: PlayServer) -> None:
         text = same.choices[0].text
         parts = api.chat.completions.create(messages=messages, stream=True, **options)
         assert "".join(part.choices[0].delta.content or "" for part in parts) == text
-        # Its helper takes only what ends by itself, here before a text of our choice.
+        # The client's helper requires a finished answer, so end it with a stop string.
         with api.chat.completions.stream(messages=messages, stop=text[6:], **options) as stream:
             final = stream.get_final_completion()
         assert final.choices[0].message.content == text[: text.index(text[6:])]
 
 
-def test_refusals(served: PlayServer) -> None:
+def test_errors(served: PlayServer) -> None:
     with client(served, "another") as api, pytest.raises(openai.AuthenticationError):
         api.models.list()
     with client(served) as api:
@@ -93,10 +93,10 @@ def test_refusals(served: PlayServer) -> None:
         assert error.value.status_code == 413
 
 
-def test_the_inside_is_that_of_transformers(tmp_path: Path, trained: Path) -> None:
-    """Attention of every head, and the residual stream read by the head at every layer."""
+def test_activations_match_transformers(tmp_path: Path, trained: Path) -> None:
+    """Attention of all heads, and the logit lens of all layers."""
     runs = trained / "runs"
-    folder = mlxgpt.export(to="hf", run="done", runs_dir=runs, out=tmp_path / "hf").folder
+    folder = mlxgpt.export(to="hf", run="done", runs_dir=runs, output=tmp_path / "hf").folder
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager"
     ).eval()
@@ -107,7 +107,7 @@ def test_the_inside_is_that_of_transformers(tmp_path: Path, trained: Path) -> No
     trace = model.trace_forward(ids)
     for weights, layer in zip(trace.attention, expected.attentions, strict=True):
         np.testing.assert_allclose(weights, layer[0].numpy(), atol=1e-5)
-    # Their last one has been through ln_f already.
+    # The last hidden state of transformers is after ln_f.
     *streams, last = expected.hidden_states
     with torch.no_grad():
         layer_logits = [

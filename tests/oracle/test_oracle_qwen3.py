@@ -1,6 +1,6 @@
-"""A model of modern parts beside transformers' Qwen3, which has the same: RMSNorm, rotary
-positions, normalised queries and keys, SwiGLU, no biases, a head tied or not. Needs PyTorch and
-transformers.
+"""Modern models compared with transformers' Qwen3, which has the same parts: RMSNorm, rotary
+positions, normalized queries and keys, SwiGLU, no biases, and a tied or untied output head. Needs
+PyTorch and transformers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlxgpt.training.step import TrainStep
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 SHAPE = ModelConfig(
     n_layer=3,
@@ -49,7 +49,7 @@ HEADS: list[dict[str, Any]] = [
 
 
 def make_model(shape: ModelConfig = SHAPE) -> GPT:
-    """Large weights, so that every part matters."""
+    """A model with large weights, so that every part affects the logits."""
     model = GPT(shape, 1)
     rng = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def make_model(shape: ModelConfig = SHAPE) -> GPT:
 
 
 def load_in_transformers(model: GPT, folder: Path) -> Any:
-    """The same model, by transformers."""
+    """Save the model, and load it with transformers."""
     huggingface.write_config_json(folder, qwen3.make_qwen3_config(model.config, None))
     arrays = qwen3.convert_to_qwen3(model.config, flatten_params(model.parameters()))
     mx.save_safetensors(str(folder / huggingface.WEIGHTS_FILE), arrays, {"format": "pt"})
@@ -69,14 +69,14 @@ def load_in_transformers(model: GPT, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_logits_are_those_of_transformers(tmp_path: Path, heads: dict[str, Any]) -> None:
+def test_logits_match_transformers(tmp_path: Path, heads: dict[str, Any]) -> None:
     model = make_model(dataclasses.replace(SHAPE, **heads))
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size))
     result = load_in_transformers(model, tmp_path)(torch.tensor(ids)).logits
     np.testing.assert_allclose(model(mx.array(ids)), result.detach(), atol=1e-4)
 
 
-def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
+def test_loss_and_gradients_match_transformers(tmp_path: Path) -> None:
     model = make_model()
     hf_model = load_in_transformers(model, tmp_path)
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size + 1))

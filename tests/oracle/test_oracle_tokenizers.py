@@ -1,4 +1,4 @@
-"""transformers loads the same folders, with the same ids. Needs the extra `oracle`."""
+"""Tokenizers give the same ids in transformers, for the same folders. Needs the extra `oracle`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.helpers.tokenizer_folders import (
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other people's
+    warnings.simplefilter("ignore")  # third-party warnings
     from transformers import AutoTokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party warnings
 
 
 @pytest.mark.parametrize("end", [None, 0])
-def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int | None) -> None:
+def test_transformers_reads_characters_in_any_order(tmp_path: Path, end: int | None) -> None:
     letters = "the ca\nÄ🙂"
     ids = {letter: n for n, letter in enumerate(letters, int(end == 0))}
     added = [] if end is None else [AddedToken(end, "</s>")]
@@ -48,8 +48,8 @@ def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int
 
 
 @pytest.mark.parametrize("form", TOKENIZER_LAYOUTS)
-def test_transformers_reads_the_same_ids(tmp_path: Path, form: str) -> None:
-    """Special tokens in a text are text here, which is its `split_special_tokens`."""
+def test_ids_match_transformers(tmp_path: Path, form: str) -> None:
+    """We encode special tokens in a text as text, like transformers' `split_special_tokens`."""
     write_folder(tmp_path, form)
     tokenizer, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     hf_tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)

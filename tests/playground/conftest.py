@@ -12,15 +12,16 @@ from tests.helpers.play_server import PlayServer, serve_run, serve_run_copy
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[PlayServer]:
-    """The finished run, played. Not to be changed."""
+    """Server of the finished run. Tests must not change its files."""
     with serve_run_copy(trained, tmp_path_factory.mktemp("played") / "done") as server:
         yield server
 
 
 @pytest.fixture(scope="package")
 def tales_server(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
-    """A run of stories, with a byte-level BPE; its texts begin with an end-of-text. Not to be
-    changed.
+    """Server of a run with a byte-level BPE, which prepends an end-of-text to prompts.
+
+    Tests must not change its files.
     """
     folder = tmp_path_factory.mktemp("tales")
     stories = [f"Once upon a time {n} foxes said: hé 日本! Then they slept." for n in range(40)]
@@ -40,6 +41,6 @@ def tales_server(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iter
 
 @pytest.fixture
 def own_server(tmp_path: Path, trained: Path) -> Iterator[PlayServer]:
-    """The same, to be changed."""
+    """Server of a copy of the finished run that a test may change."""
     with serve_run_copy(trained, tmp_path / "mine") as server:
         yield server

@@ -16,11 +16,11 @@ from mlxgpt.playground.auth import MAX_BODY_BYTES
 from mlxgpt.utils.errors import UserError
 from tests.helpers.play_server import KEY, PlayServer
 
-GET_PATHS = ("/api/run", "/api/course", "/v1/models", "/v1/models/done", "/nothing")
+GET_PATHS = ("/api/run", "/api/curves", "/v1/models", "/v1/models/done", "/nothing")
 POST_PATHS = (
-    "/api/write",
-    "/api/next",
-    "/api/look",
+    "/api/generate",
+    "/api/next_tokens",
+    "/api/attention",
     "/api/lens",
     "/api/neighbors",
     "/v1/completions",
@@ -29,10 +29,16 @@ POST_PATHS = (
 
 
 @pytest.mark.parametrize("path", [*GET_PATHS, *POST_PATHS])
-@pytest.mark.parametrize("given", [None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, "é"])
-def test_nobody_gets_in_without_the_key(served: PlayServer, path: str, given: str | None) -> None:
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, "é"]
+)
+def test_requests_without_the_key_are_refused(
+    served: PlayServer, path: str, authorization: str | None
+) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
-    headers = {} if given is None else {"Authorization": given.encode().decode("latin-1")}
+    headers = (
+        {} if authorization is None else {"Authorization": authorization.encode().decode("latin-1")}
+    )
     connection.request("GET" if path in GET_PATHS else "POST", path, headers=headers)
     response = connection.getresponse()
     assert response.status == 401
@@ -40,13 +46,13 @@ def test_nobody_gets_in_without_the_key(served: PlayServer, path: str, given: st
     connection.close()
 
 
-def test_the_scheme_has_no_case(served: PlayServer) -> None:
+def test_authorization_scheme_is_case_insensitive(served: PlayServer) -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
         assert served.get("/v1/models", Authorization=f"{scheme} {KEY}").status_code == 200
     assert served.get("/v1/models", Authorization=f"bearer {KEY.upper()}").status_code == 401
 
 
-def test_the_page_itself_tells_nothing(served: PlayServer) -> None:
+def test_static_files_reveal_nothing(served: PlayServer) -> None:
     for path in ("/", "/static/app.js", "/static/d3-7.9.0.min.js", "/static/play.css"):
         response = served.get(path, Authorization="")
         assert response.status_code == 200
@@ -63,7 +69,7 @@ def test_the_page_itself_tells_nothing(served: PlayServer) -> None:
     ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", "[::1]:{port}"],
 )
 @pytest.mark.parametrize("path", ["/", "/api/run", "/static/app.js"])
-def test_a_name_that_was_pointed_here_is_refused(served: PlayServer, host: str, path: str) -> None:
+def test_foreign_host_is_refused(served: PlayServer, host: str, path: str) -> None:
     response = served.get(path, Host=host.format(port=served.port))
     assert response.status_code == 403
     assert served.get(path, Host=f"LocalHost:{served.port}").status_code == 200
@@ -79,19 +85,19 @@ def test_a_name_that_was_pointed_here_is_refused(served: PlayServer, host: str, 
         "http://127.0.0.1",
     ],
 )
-def test_a_page_from_elsewhere_is_refused(served: PlayServer, origin: str) -> None:
+def test_foreign_origin_is_refused(served: PlayServer, origin: str) -> None:
     formatted = origin.format(port=served.port)
     for path in GET_PATHS[:3]:
         assert served.get(path, Origin=formatted).status_code == 403
-    assert served.post("/api/next", {"text": "to"}, Origin=formatted).status_code == 403
+    assert served.post("/api/next_tokens", {"text": "to"}, Origin=formatted).status_code == 403
     same_origin = f"http://127.0.0.1:{served.port}"
-    assert served.post("/api/next", {"text": "to"}, Origin=same_origin).status_code == 200
+    assert served.post("/api/next_tokens", {"text": "to"}, Origin=same_origin).status_code == 200
 
 
-def test_no_preflight_is_allowed(served: PlayServer) -> None:
+def test_cors_preflight_is_refused(served: PlayServer) -> None:
     with served.client() as client:
         headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-        response = client.options("/api/write", headers=headers)
+        response = client.options("/api/generate", headers=headers)
     assert response.status_code == 403
     assert not [name for name in response.headers if name.startswith("access-control")]
 
@@ -110,7 +116,7 @@ def test_no_preflight_is_allowed(served: PlayServer) -> None:
         "/v1/models/../../api",
     ],
 )
-def test_a_path_leads_nowhere_else(served: PlayServer, path: str) -> None:
+def test_path_traversal_is_refused(served: PlayServer, path: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     connection.putrequest("GET", path, skip_host=True)
     connection.putheader("Host", f"127.0.0.1:{served.port}")
@@ -122,36 +128,36 @@ def test_a_path_leads_nowhere_else(served: PlayServer, path: str) -> None:
     connection.close()
 
 
-def test_ten_megabytes_are_not_read(served: PlayServer) -> None:
-    response = served.post("/api/write", {"text": "to" * 5_000_000})
+def test_large_body_is_refused(served: PlayServer) -> None:
+    response = served.post("/api/generate", {"text": "to" * 5_000_000})
     assert response.status_code == 413
 
 
-def test_a_body_that_does_not_say_how_long_it_is(served: PlayServer) -> None:
-    def pieces() -> Any:
+def test_large_chunked_body_is_refused(served: PlayServer) -> None:
+    def chunks() -> Any:
         for _ in range(100):
             yield b" " * 100_000
 
-    # It may hang up before we have said all.
+    # The server may disconnect before it has received everything.
     disconnected = contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError)
     with served.client() as client, disconnected:
-        assert client.post("/api/next", content=pieces()).status_code == 413
+        assert client.post("/api/next_tokens", content=chunks()).status_code == 413
     assert served.get("/api/run").status_code == 200
     assert MAX_BODY_BYTES < 10_000_000
 
 
-def test_a_length_that_is_none(served: PlayServer) -> None:
+def test_invalid_content_length_is_refused(served: PlayServer) -> None:
     for length in (b"99999999999999999999999", b"-1", b"1e3"):
         reply = send_raw(
             served,
-            b"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
+            b"POST /api/next_tokens HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
             b"Content-Length: %s\r\n\r\n" % (served.port, KEY.encode(), length),
         )
         assert reply[9:12] in (b"400", b"413")
 
 
 def send_raw(served: PlayServer, content: bytes) -> bytes:
-    """What is said to some bytes, as far as it comes at once."""
+    """Send raw bytes and return the reply."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
         connection.sendall(content)
         connection.shutdown(socket.SHUT_WR)
@@ -171,17 +177,16 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 FIELDS = (
     "text", "ids", "step", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "layer",
-    "off", "position", "id", "model", "prompt", "messages", "n", "stop", "stream", "logprobs",
-    "echo", "suffix", "best_of", "repetition_penalty", "stream_options", "top_logprobs",
+    "disabled_heads", "position", "token_id", "model", "prompt", "messages", "n", "stop", "stream",
+    "logprobs", "echo", "suffix", "best_of", "repetition_penalty", "stream_options", "top_logprobs",
     "temprature", "grammar", "user", "colour",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_is_asked_it_lives(served: PlayServer, count: int) -> None:
-    """Answered, or refused in a line of JSON; never a failure of ours."""
+def test_random_requests_cause_no_server_error(served: PlayServer, count: int) -> None:
     rng = random.Random(count)
-    answered = 0
+    accepted = 0
     with served.client() as client:
         for n in range(count):
             path = rng.choice(POST_PATHS)
@@ -201,18 +206,18 @@ def test_whatever_is_asked_it_lives(served: PlayServer, count: int) -> None:
             response = client.post(path, content=content)
             assert response.status_code in (200, 400, 404), (path, body, response.text)
             if response.status_code == 200:
-                answered += 1
+                accepted += 1
             else:
                 assert response.json()["error"]["message"]
-    print(f"{count} asked, {answered} answered, the others refused")
-    assert count > answered > count // 50
+    print(f"{count} requests, {accepted} accepted, the others refused")
+    assert count > accepted > count // 50
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(3_000, marks=pytest.mark.slow)])
-def test_whatever_bytes_come_it_lives(served: PlayServer, count: int) -> None:
+def test_random_bytes_cause_no_server_error(served: PlayServer, count: int) -> None:
     rng = random.Random(count)
     valid_request = (
-        f"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
+        f"POST /api/next_tokens HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
         f'Authorization: Bearer {KEY}\r\nContent-Length: 13\r\n\r\n{{"text":"to"}}'
     ).encode()
     for _ in range(count):
@@ -225,26 +230,26 @@ def test_whatever_bytes_come_it_lives(served: PlayServer, count: int) -> None:
     assert served.get("/api/run").status_code == 200
 
 
-def test_it_listens_on_this_machine_alone(served: PlayServer) -> None:
+def test_server_listens_only_on_localhost(served: PlayServer) -> None:
     try:
         infos = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
     except socket.gaierror:
-        pytest.skip("this machine's name has no address, as on some Macs")
+        pytest.skip("the host name does not resolve, as on some Macs")
     addresses = {info[4][0] for info in infos}
     for address in addresses - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError):  # noqa: PT011
             socket.create_connection((str(address), served.port), timeout=5).close()
 
 
-def test_an_error_on_the_way_tells_what_to_do_too() -> None:
+def test_error_in_a_stream_has_the_remedy() -> None:
     event = auth.format_sse_error(UserError("it is gone", "open another."))
     assert event.endswith("\n\n")
     tree = json.loads(event.removeprefix("data: "))
     assert tree["error"]["message"] == "it is gone\n→ open another."
 
 
-def test_a_body_of_any_text_is_json() -> None:
-    """Also with what is not UTF-8, as a folder's name may be."""
+def test_responses_are_valid_json() -> None:
+    """Even with text that is not UTF-8, such as a folder's name."""
     tree = {"a": "hé 日本 \udcff", "b": [1.5, None]}
     assert json.loads(bytes(auth.FiniteJSONResponse(tree).body)) == tree
     assert "hé 日本".encode() in bytes(auth.FiniteJSONResponse(tree).body)

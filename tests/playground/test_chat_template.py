@@ -27,8 +27,8 @@ def parse_messages(*messages: Any) -> list[ChatMessage]:
     return [ChatMessage.model_validate(message) for message in messages]
 
 
-def test_the_template_alone_ends_texts() -> None:
-    """What a person writes is text, also where it looks like the end of one."""
+def test_messages_cannot_contain_an_end_of_text() -> None:
+    """Only the template can insert it."""
     for name in ("content", "name"):
         message = {"role": "user", "content": "a"} | {name: "a\0<|endoftext|>"}
         ids = chat_template.encode_chat(
@@ -43,8 +43,8 @@ def test_the_template_alone_ends_texts() -> None:
         ]
 
 
-def test_special_tokens_of_a_template_are_tokens() -> None:
-    """Those in what a person writes are text."""
+def test_special_tokens_of_a_template_are_encoded_as_tokens() -> None:
+    """Special tokens in messages are encoded as text."""
     tokenizer = tokenizer_json.build_tokenizer(make_tokenizer_tree(), "<|im_end|>")
     model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
     template = (
@@ -62,7 +62,7 @@ def test_special_tokens_of_a_template_are_tokens() -> None:
     ]
 
 
-def test_line_ends_of_a_message_are_normalized() -> None:
+def test_line_endings_of_a_message_are_normalized() -> None:
     ids = [
         chat_template.encode_chat(
             TEMPLATE, parse_messages({"role": "user", "content": content}), MODEL
@@ -72,7 +72,7 @@ def test_line_ends_of_a_message_are_normalized() -> None:
     assert ids[0] == ids[1] == ids[2]
 
 
-def test_parts_of_a_content() -> None:
+def test_text_parts_of_a_message_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     (message,) = parse_messages({"role": "user", "content": parts})
     assert message.content == "ab"
@@ -81,8 +81,8 @@ def test_parts_of_a_content() -> None:
             parse_messages({"role": "user", "content": [*parts, part]})
 
 
-def test_a_template_has_what_transformers_gives_it() -> None:
-    """`tests/oracle` compares whole templates."""
+def test_template_environment_is_that_of_transformers() -> None:
+    """tests/oracle compares complete templates."""
 
     def render(template: str, *messages: dict[str, Any]) -> str:
         return chat_template.render_chat_template(template, list(messages), {"bos_token": "<s>"})
@@ -106,7 +106,7 @@ def test_a_template_has_what_transformers_gives_it() -> None:
         render("{{ namespace(_a=1) }}")
 
 
-def test_the_fields_of_a_message_keep_their_order() -> None:
+def test_fields_of_a_message_keep_their_order() -> None:
     template = "{{ messages[0] | tojson }}"
     message = {"name": "Ann", "content": "hi", "role": "user", "tool_calls": None}
     expected = '{"name": "Ann", "content": "hi", "role": "user"}'
@@ -132,12 +132,12 @@ def test_the_fields_of_a_message_keep_their_order() -> None:
         "{{ messages[0].content | tojson(indent='a'.b.c) }}",
     ],
 )
-def test_a_strangers_template_does_no_harm(template: str) -> None:
+def test_hostile_or_invalid_template_raises_an_error(template: str) -> None:
     with pytest.raises(UserError, match=r"failed to render|is not usable"):
         chat_template.encode_chat(template, parse_messages({"role": "user", "content": "a"}), MODEL)
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_missing_or_unreadable_template(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(folder=tmp_path, name="mine")
     with pytest.raises(UserError, match="no chat template"):
         chat_template.load_chat_template(run)

@@ -1,4 +1,4 @@
-"""OpenAI's API, as its documentation has it; tests/oracle/ asks with OpenAI's own client."""
+"""OpenAI-compatible API, tested against its documentation; tests/oracle uses OpenAI's client."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def model(served: PlayServer) -> LoadedModel:
     return load(str(served.folder))
 
 
-def test_the_models(served: PlayServer) -> None:
+def test_models(served: PlayServer) -> None:
     result = served.get("/v1/models").json()
     assert (result["object"], [item["id"] for item in result["data"]]) == ("list", ["done"])
     assert served.get("/v1/models/done").json() == result["data"][0]
     assert served.get("/v1/models/other").status_code == 404
 
 
-def test_a_completion(served: PlayServer, model: LoadedModel) -> None:
+def test_completion(served: PlayServer, model: LoadedModel) -> None:
     result = served.post_ok(
         COMPLETIONS, model="done", prompt="to be", max_tokens=9, seed=4, temperature=0.7
     )
@@ -52,7 +52,7 @@ def test_a_completion(served: PlayServer, model: LoadedModel) -> None:
     assert result["id"].startswith("cmpl-")
 
 
-def test_several_texts_of_several_prompts(served: PlayServer, model: LoadedModel) -> None:
+def test_several_choices_of_several_prompts(served: PlayServer, model: LoadedModel) -> None:
     def texts(**fields: Any) -> list[str]:
         result = served.post_ok(COMPLETIONS, model="done", max_tokens=8, seed=4, **fields)
         assert [item["index"] for item in result["choices"]] == list(range(len(result["choices"])))
@@ -66,7 +66,7 @@ def test_several_texts_of_several_prompts(served: PlayServer, model: LoadedModel
     assert texts(prompt="to", echo=True) == ["to" + texts(prompt="to")[0]]
 
 
-def test_a_stream_is_the_same_in_pieces(served: PlayServer) -> None:
+def test_stream_equals_the_complete_response(served: PlayServer) -> None:
     fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
     expected = served.post_ok(COMPLETIONS, **fields)
     parts = served.post_stream(COMPLETIONS, stream=True, **fields)
@@ -82,7 +82,7 @@ def test_a_stream_is_the_same_in_pieces(served: PlayServer) -> None:
     assert response.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_stop(served: PlayServer) -> None:
+def test_stop_string(served: PlayServer) -> None:
     fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 50, "seed": 4}
     text = served.post_ok(COMPLETIONS, **fields)["choices"][0]["text"]
     stop = text[10:13]
@@ -91,7 +91,7 @@ def test_a_stop(served: PlayServer) -> None:
     assert choice["finish_reason"] == "stop"
 
 
-def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel) -> None:
+def test_logprobs(served: PlayServer, model: LoadedModel) -> None:
     result = served.post_ok(
         COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=3
     )
@@ -104,7 +104,7 @@ def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel)
     ):
         assert value == pytest.approx(math.log(item.probability or 0), abs=1e-5)
         shares = [share for _, share in item.alternatives]
-        if item.probability not in shares:  # the drawn token is always there
+        if item.probability not in shares:  # the sampled token is always included
             assert top_values[item.text] == value
             shares.append(item.probability or 0)
         assert sorted(top_values.values(), reverse=True) == pytest.approx(
@@ -119,7 +119,7 @@ def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel)
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"),
+    ("fields", "why"),
     [
         ({}, "model is missing"),
         ({"model": 7}, "model = 7 is not valid"),
@@ -154,15 +154,13 @@ def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel)
         ({"model": "done", "logprobs": 1, "top_logprobs": 2}, "top_logprobs needs logprobs"),
     ],
 )
-def test_what_is_not_here_is_refused(served: PlayServer, asked: dict[str, Any], why: str) -> None:
+def test_invalid_fields_are_refused(served: PlayServer, fields: dict[str, Any], why: str) -> None:
     for stream in ({}, {"stream": True}):
-        assert why in served.post_error(COMPLETIONS, **(stream | asked))
+        assert why in served.post_error(COMPLETIONS, **(stream | fields))
 
 
-def test_the_echo_is_the_prompt_as_it_was_sent(
-    served: PlayServer, tales_server: PlayServer
-) -> None:
-    """Without the end-of-text that we put before it; from ids, with all that they hold."""
+def test_echo_is_the_prompt_as_it_was_sent(served: PlayServer, tales_server: PlayServer) -> None:
+    """The echo of a text omits the prepended end-of-text; that of token ids has all tokens."""
     for prompt in ("Once", "", "hé 日本!\r\n", "a <|endoftext|> b"):
         (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=prompt, **ECHO)[
             "choices"
@@ -175,21 +173,21 @@ def test_the_echo_is_the_prompt_as_it_was_sent(
     (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=ids, **ECHO)["choices"]
     assert choice["text"] == "<|endoftext|>Once"
     (choice,) = served.post_ok(COMPLETIONS, model="done", prompt="", **ECHO)["choices"]
-    assert choice["text"] == "", "nor the newline that stands for nothing"
+    assert choice["text"] == "", "without the newline that replaces an empty prompt"
 
 
-def test_nothing_is_written_where_no_token_is_asked_for(tales_server: PlayServer) -> None:
+def test_zero_max_tokens_generates_nothing(tales_server: PlayServer) -> None:
     answer = tales_server.post_ok(COMPLETIONS, model="tales", prompt="Once", max_tokens=0)
     assert answer["choices"][0]["text"] == ""
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_an_echo_of_an_unfinished_character(tales_server: PlayServer) -> None:
-    """It is written once, when it is complete; what will not be is replaced."""
+def test_echo_of_an_incomplete_character(tales_server: PlayServer) -> None:
+    """It is output when it is complete; U+FFFD replaces it if it never is."""
     model = load(str(tales_server.folder))
     partial_ids = model.tokenizer.encode("日")[:1].tolist()
     assert len(model.tokenizer.token_bytes(partial_ids[0])) < 3
-    generated = model.generate("", max_tokens=1).texts  # any
+    generated = model.generate("", max_tokens=1).texts  # any text
     assert generated
     (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=partial_ids, **ECHO)[
         "choices"
@@ -204,13 +202,13 @@ def test_an_echo_of_an_unfinished_character(tales_server: PlayServer) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Once upon", "hé 日本! and then a much longer text", [3, 9, 3]])
-def test_log_probabilities_of_an_echo(tales_server: PlayServer, prompt: str | list[int]) -> None:
-    """Those of the model's own logits, for each token but the first."""
+def test_logprobs_of_an_echo(tales_server: PlayServer, prompt: str | list[int]) -> None:
+    """They match the model's logits for every token but the first."""
     model = load(str(tales_server.folder))
     answer = tales_server.post_ok(COMPLETIONS, model="tales", prompt=prompt, logprobs=3, **ECHO)
     answer = answer["choices"][0]["logprobs"]
     ids = model.encode(prompt).tolist() if isinstance(prompt, str) else prompt
-    bos_count = int(isinstance(prompt, str))  # the end-of-text before a text is not shown
+    bos_count = int(isinstance(prompt, str))  # the prepended end-of-text is omitted
     contents = [model.tokenizer.token_bytes(id) for id in ids]
     assert [len(value) for value in answer.values()] == [len(ids) - bos_count] * 4
     assert (answer["token_logprobs"][0], answer["top_logprobs"][0]) == (None, None)
@@ -229,8 +227,9 @@ def test_log_probabilities_of_an_echo(tales_server: PlayServer, prompt: str | li
 
 
 def logprobs_after(model: LoadedModel, ids: list[int], length: int) -> np.ndarray:
-    """Log-probabilities of what follows some ids in a text of this length: its windows begin half a
-    block apart, and the last one ends with the text.
+    """Log-probabilities of the token after `ids` in a text of `length` tokens.
+
+    Windows start half a block apart; the last one ends with the text.
     """
     block = model.run.config.model.block_size
     starts = [0, *sorted(range(max(0, length - 1 - block), 0, -(block // 2)))]
@@ -239,7 +238,7 @@ def logprobs_after(model: LoadedModel, ids: list[int], length: int) -> np.ndarra
     return logits - np.log(np.exp(logits).sum())
 
 
-def test_an_echo_with_several_texts_and_streamed(tales_server: PlayServer) -> None:
+def test_echo_of_several_choices_and_streamed(tales_server: PlayServer) -> None:
     fields: dict[str, Any] = {
         "model": "tales",
         "prompt": ["Once", "hé 日本"],
@@ -268,7 +267,7 @@ def test_an_echo_with_several_texts_and_streamed(tales_server: PlayServer) -> No
             assert [value for part in own_parts for value in part["logprobs"][name]] == values
 
 
-def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: PlayServer) -> None:
+def test_text_offsets_while_a_stop_string_may_follow(served: PlayServer) -> None:
     fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
     text = served.post_ok(COMPLETIONS, **fields)["choices"][0]["text"]
     (choice,) = served.post_ok(COMPLETIONS, logprobs=0, stop=text[2:5] + "no", **fields)["choices"]
@@ -277,7 +276,7 @@ def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: 
 
 
 @pytest.mark.parametrize(
-    ("normalized", "sent", "places"),
+    ("normalized", "original", "offsets"),
     [
         ("a\nb", "a\r\nb", [0, 1, 3, 4]),
         ("a\n\nb", "\ufeffa\r\r\nb", [0, 2, 3, 5, 6]),
@@ -286,13 +285,13 @@ def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: 
         ("", "\ufeff", [1]),
     ],
 )
-def test_where_normalization_changed_a_text(normalized: str, sent: str, places: list[int]) -> None:
-    assert map_char_offsets(normalized, sent) == places
+def test_map_char_offsets(normalized: str, original: str, offsets: list[int]) -> None:
+    assert map_char_offsets(normalized, original) == offsets
 
 
-def test_the_requests_of_lm_evaluation_harness(tales_server: PlayServer) -> None:
-    """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
-    between the context and that token; the losses of `mlxgpt eval --hellaswag`.
+def test_requests_of_lm_evaluation_harness(tales_server: PlayServer) -> None:
+    """Its `local-completions` model sends batches of token ids, samples one token and sums the
+    log-probabilities of the ending; the sums match the losses of `mlxgpt eval --hellaswag`.
     """
     run, model, _ = load_run_model(str(tales_server.folder), "best", None)
     examples = [
@@ -330,7 +329,7 @@ def test_the_requests_of_lm_evaluation_harness(tales_server: PlayServer) -> None
             )
 
 
-def test_a_misspelled_or_unsupported_field_is_refused(served: PlayServer) -> None:
+def test_misspelled_and_unsupported_fields_are_refused(served: PlayServer) -> None:
     for name, value, why in (
         ("temprature", 0.5, "did you mean temperature?"),
         ("Temperature", 0.5, "did you mean temperature?"),
@@ -362,7 +361,7 @@ def test_a_misspelled_or_unsupported_field_is_refused(served: PlayServer) -> Non
         assert "→" in message
 
 
-def test_fields_that_change_nothing_pass(served: PlayServer) -> None:
+def test_neutral_fields_are_accepted(served: PlayServer) -> None:
     fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 4, "seed": 4}
     plain = served.post_ok(COMPLETIONS, **fields)["choices"]
     neutral_fields: dict[str, Any] = {
@@ -401,7 +400,7 @@ def test_fields_that_change_nothing_pass(served: PlayServer) -> None:
         assert served.post_ok(COMPLETIONS, **fields | {name: value})["choices"] == plain, name
 
 
-def test_an_unknown_field_is_reported_once(served: PlayServer, notes: list[str]) -> None:
+def test_unknown_fields_are_logged_once(served: PlayServer, notes: list[str]) -> None:
     with serve_run(served.folder) as server:
         for _ in range(2):
             server.post_ok(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
@@ -416,7 +415,7 @@ def test_an_unknown_field_is_reported_once(served: PlayServer, notes: list[str])
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
-def test_half_a_surrogate_pair_is_named(served: PlayServer, path: str) -> None:
+def test_unpaired_surrogates_are_refused(served: PlayServer, path: str) -> None:
     for body, why in (
         ({"prompt": "ab\ud800c"}, "prompt has an unpaired surrogate, U+D800, at character 3"),
         ({"prompt": ["a", "\udfff"]}, "prompt[1] has an unpaired surrogate, U+DFFF"),
@@ -427,18 +426,16 @@ def test_half_a_surrogate_pair_is_named(served: PlayServer, path: str) -> None:
         ),
         ({"messages": [{"name": {"a\ud800": 1}}]}, "a field name has an unpaired"),
     ):
-        content = json.dumps({"model": "done"} | body)  # which escapes it
+        content = json.dumps({"model": "done"} | body)  # json.dumps escapes it
         with served.client() as client:
             response = client.post(path, content=content)
         assert response.status_code == 400
         assert why in response.json()["error"]["message"]
     answer = served.post_error(COMPLETIONS, model="done", prompt="\U0001f98a")
-    assert "does not know these characters: '\U0001f98a'" in answer, (
-        "a whole pair is a character like others"
-    )
+    assert "does not know these characters: '\U0001f98a'" in answer, "a complete pair is valid"
 
 
-def test_too_much_of_anything(served: PlayServer) -> None:
+def test_nesting_and_number_of_fields_are_limited(served: PlayServer) -> None:
     nested: Any = 1
     for _ in range(100):
         nested = [nested]
@@ -447,10 +444,8 @@ def test_too_much_of_anything(served: PlayServer) -> None:
     assert "301 fields" in served.post_error(COMPLETIONS, model="done", **many_fields)
 
 
-def test_no_answer_has_a_number_that_json_lacks(
-    served: PlayServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a model's numbers are not finite, an error says so."""
+def test_nonfinite_output_is_an_error(served: PlayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON has no NaN."""
     fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 2, "logprobs": 1}
 
     def nan_probabilities(logits: mx.array, *_: Any) -> tuple[mx.array, ...]:
@@ -461,11 +456,11 @@ def test_no_answer_has_a_number_that_json_lacks(
         assert "not finite" in server.post_error(COMPLETIONS, **fields)
         (event,) = server.post_stream(COMPLETIONS, stream=True, **fields)
         assert "not finite" in event["error"]["message"]
-        *_, event = server.post_stream("/api/write", text="to", max_tokens=2)
+        *_, event = server.post_stream("/api/generate", text="to", max_tokens=2)
         assert "not finite" in event["error"]["message"]
 
 
-def test_no_chat_without_a_template(served: PlayServer) -> None:
+def test_chat_needs_a_template(served: PlayServer) -> None:
     message = served.post_error(
         "/v1/chat/completions", model="done", messages=[{"role": "user", "content": "to"}]
     )
@@ -473,7 +468,7 @@ def test_no_chat_without_a_template(served: PlayServer) -> None:
     assert "/v1/completions" in message
 
 
-def test_a_chat(own_server: PlayServer) -> None:
+def test_chat(own_server: PlayServer) -> None:
     (own_server.folder / "chat_template.jinja").write_text(
         "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     )
@@ -512,7 +507,7 @@ def test_a_chat(own_server: PlayServer) -> None:
         assert name in message
 
 
-def test_line_ends_of_a_request_are_normalized(served: PlayServer) -> None:
+def test_line_endings_of_a_request_are_normalized(served: PlayServer) -> None:
     fields: dict[str, Any] = {"model": "done", "max_tokens": 40, "seed": 4}
     expected = served.post_ok(COMPLETIONS, prompt="to\nbe", stop="\n", **fields)
     for prompt, stop in (("to\r\nbe", "\r\n"), ("\ufeffto\rbe", "\r")):

@@ -1,4 +1,4 @@
-"""Clients that send nothing, too slowly, or read nothing: nobody else waits for them."""
+"""Slow clients, which send or read nothing or too slowly, do not block other clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BODY = {"model": "mine", "prompt": "to", "max_tokens": 2}
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CLIENT_TIMEOUT", 0.5)
 
 
@@ -27,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def play_server(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PlayServer]:
-    """A server whose answers do not fit into what the system buffers for it."""
+    """Server with a send buffer too small for its responses."""
     original_bind = server.bind_socket
 
     def bind_small_buffer(port: int) -> socket.socket:
@@ -42,7 +42,7 @@ def play_server(
 
 @contextlib.contextmanager
 def connect(play_server: PlayServer, *lines: str, body: bytes = b"") -> Iterator[socket.socket]:
-    """A client that has sent this; it reads only what the test reads."""
+    """Connect a client that sends these lines; only the test reads from it."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(60)
@@ -72,7 +72,7 @@ def unread_stream(play_server: PlayServer) -> Iterator[socket.socket]:
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Whether the server ends the connection, within a minute; all it had sent is read."""
+    """Read until the server closes the connection; return True, or time out after 60 s."""
     with contextlib.suppress(ConnectionResetError):
         while client.recv(1 << 16):
             pass
@@ -86,29 +86,29 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return satisfied
 
 
-def test_streams_that_nobody_reads_take_no_place(
+def test_unread_streams_do_not_count_as_waiting(
     play_server: PlayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
     with unread_stream(play_server), unread_stream(play_server), unread_stream(play_server):
         assert wait_until(lambda: play_server.post("/v1/completions", BODY).status_code == 200)
-        # And it stays so, since they take no more turns.
+        # Unread streams take no more turns.
         answers = [play_server.post("/v1/completions", BODY).status_code for _ in range(10)]
         assert answers == [200] * 10
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_stream_that_nobody_reads_is_given_up(play_server: PlayServer) -> None:
+@pytest.mark.usefixtures("short_timeout")
+def test_unread_stream_is_closed(play_server: PlayServer) -> None:
     with unread_stream(play_server) as client:
         time.sleep(3)
-        assert is_closed(client), "before all 4000 tokens"
+        assert is_closed(client), "before all 4,000 tokens"
     assert play_server.post("/v1/completions", BODY).status_code == 200
 
 
-def test_a_client_that_reads_slowly_gets_everything(
+def test_slow_reader_gets_the_whole_response(
     play_server: PlayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes longer than the server waits for one that reads nothing."""
+    """Reading takes longer than the timeout of a client that reads nothing."""
     monkeypatch.setattr(connection, "CLIENT_TIMEOUT", 2.0)
     path = "/static/d3-7.9.0.min.js"
     expected = play_server.get(path).content
@@ -121,11 +121,9 @@ def test_a_client_that_reads_slowly_gets_everything(
             content += piece
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeout")
 @pytest.mark.parametrize("sent", ["nothing", "half a head", "half a body", "one request"])
-def test_a_client_that_sends_no_whole_request_is_given_up(
-    play_server: PlayServer, sent: str
-) -> None:
+def test_incomplete_request_is_closed(play_server: PlayServer, sent: str) -> None:
     lines = request_lines(play_server, "POST /v1/completions", 100)
     requests = {
         "nothing": ([], b""),
@@ -137,9 +135,9 @@ def test_a_client_that_sends_no_whole_request_is_given_up(
         assert is_closed(client)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_request_that_trickles_in_is_given_up(play_server: PlayServer) -> None:
-    """Byte by byte, in the head or in the body: sending something is not enough."""
+@pytest.mark.usefixtures("short_timeout")
+def test_request_sent_too_slowly_is_closed(play_server: PlayServer) -> None:
+    """Sending single bytes of the headers or the body does not reset the timeout."""
     for lines in ([], request_lines(play_server, "POST /v1/completions", 100_000)):
         with connect(play_server, *lines) as client:
             assert wait_until(lambda: cannot_send(client))
@@ -155,7 +153,7 @@ def cannot_send(client: socket.socket) -> bool:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Room for both ends of many connections; macOS allows 256 open files."""
+    """Raise the limit of open files for many connections; on macOS it is 256."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 1000 if hard == resource.RLIM_INFINITY else min(1000, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
@@ -164,12 +162,12 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_files")
-def test_idle_connections_keep_nobody_out(play_server: PlayServer) -> None:
+def test_idle_connections_do_not_block_new_ones(play_server: PlayServer) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(play_server)) for _ in range(150)]
         for _ in range(10):
             assert play_server.post("/v1/completions", BODY).status_code == 200
-        assert is_closed(clients[0]), "the first to wait is the first to go"
+        assert is_closed(clients[0]), "the longest-stalled one is closed first"
         newest = clients[-1]
         newest.sendall(
             "".join(f"{line}\r\n" for line in request_lines(play_server, "GET /v1/models")).encode()
@@ -177,8 +175,8 @@ def test_idle_connections_keep_nobody_out(play_server: PlayServer) -> None:
         assert newest.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.usefixtures("impatient")
-def test_who_waits_for_a_long_answer_is_not_given_up(play_server: PlayServer) -> None:
-    """The device may take longer for a text than a client may."""
+@pytest.mark.usefixtures("short_timeout")
+def test_client_waiting_for_a_slow_response_is_not_closed(play_server: PlayServer) -> None:
+    """Generation may take longer than the client timeout."""
     answer = play_server.post("/v1/completions", BODY | {"max_tokens": 1000})
     assert answer.json()["usage"]["completion_tokens"] == 1000

@@ -17,27 +17,29 @@ def folder(tmp_path: Path, trained: Path) -> Path:
     return tmp_path / "mine"
 
 
-def test_a_model_is_read_once(folder: Path) -> None:
+def test_models_are_cached(folder: Path) -> None:
     cache = ModelCache(folder)
     assert cache.get_model() is cache.get_model() is cache.get_model(cache.get_model().step)
     assert cache.get_model(0) is not cache.get_model()
     assert (cache.get_model(0).step, cache.get_model(8).step) == (0, 8)
 
 
-def test_a_run_is_opened_once_and_anew_where_it_was_written_anew(folder: Path) -> None:
+def test_run_is_reopened_when_its_files_change(folder: Path) -> None:
     cache = ModelCache(folder)
     run = cache.get_run()
     assert cache.get_run() is run
     os.utime(folder / "config.toml", ns=(1, 1))
     assert cache.get_run() is not run
     shutil.rmtree(folder / "checkpoints" / "step-0000012")
-    assert 12 not in cache.get_run().saved_steps(), "what is there is looked up each time"
+    assert 12 not in cache.get_run().saved_steps(), "checkpoints are listed each time"
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError):
         cache.get_run()
 
 
-def test_those_not_used_for_longest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_model_is_evicted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "MAX_CACHED", 2)
     cache = ModelCache(folder)
     first, second = cache.get_model(0), cache.get_model(8)
@@ -47,7 +49,9 @@ def test_those_not_used_for_longest_go(folder: Path, monkeypatch: pytest.MonkeyP
     assert cache.get_model(8) is not second
 
 
-def test_one_alone_may_be_larger_than_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_larger_than_the_limit_is_cached_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "MAX_CACHED_PARAMETERS", 10)
     cache = ModelCache(folder)
     assert cache.get_model(0) is cache.get_model(0)
@@ -56,7 +60,7 @@ def test_one_alone_may_be_larger_than_all(folder: Path, monkeypatch: pytest.Monk
     assert cache.get_model(0) is not first
 
 
-def test_a_run_that_was_trained_anew_is_read_anew(folder: Path) -> None:
+def test_model_is_reloaded_when_its_checkpoint_changes(folder: Path) -> None:
     cache = ModelCache(folder)
     model = cache.get_model(12)
     os.utime(folder / "checkpoints" / "step-0000012", ns=(1, 1))
@@ -64,7 +68,7 @@ def test_a_run_that_was_trained_anew_is_read_anew(folder: Path) -> None:
     assert cache.get_model(12) is cache.get_model()
 
 
-def test_of_a_run_that_is_gone(folder: Path) -> None:
+def test_deleted_run_only_has_cached_models(folder: Path) -> None:
     cache = ModelCache(folder)
     model = cache.get_model()
     shutil.rmtree(folder)
@@ -76,7 +80,7 @@ def test_of_a_run_that_is_gone(folder: Path) -> None:
         ModelCache(folder).get_model()
 
 
-def test_a_look_is_taken_once(folder: Path) -> None:
+def test_traces_are_cached(folder: Path) -> None:
     cache = ModelCache(folder)
     model, ids = cache.get_model(), [1, 2, 3]
     trace = cache.get_trace(model, ids, frozenset())

@@ -21,7 +21,7 @@ from mlxgpt.playground import server
 from mlxgpt.utils.errors import UserError
 
 
-def test_a_page_is_opened_and_ends_with_ctrl_c(place: Path) -> None:
+def test_play_serves_until_ctrl_c(place: Path) -> None:
     command = [sys.executable, "-m", "mlxgpt", "play", "--port", "0", "--no-browser"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -37,7 +37,7 @@ def test_a_page_is_opened_and_ends_with_ctrl_c(place: Path) -> None:
         assert "Traceback" not in stderr
 
 
-def test_the_browser_is_shown_the_way(
+def test_play_opens_the_browser(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls: list[str] = []
@@ -62,7 +62,7 @@ def test_the_browser_is_shown_the_way(
     assert output["api"].startswith("http://127.0.0.1:")
 
 
-def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_are_reported(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["play", "--no-browser"]) == 2
     assert "there is no trained run" in capsys.readouterr().err
     assert cli.main(["play", "nobody", "--no-browser"]) == 2
@@ -70,7 +70,7 @@ def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("port", ["taken", "-1", "99999"])
-def test_a_port_that_cannot_be_used(
+def test_unusable_port_is_reported(
     place: Path, port: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as occupied:
@@ -81,9 +81,7 @@ def test_a_port_that_cannot_be_used(
     assert f"cannot listen on port {number}" in capsys.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_extra_is_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def import_without_playground(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -95,10 +93,10 @@ def test_without_the_extra_it_says_what_to_install(
     with pytest.raises(UserError) as error:
         mlxgpt.play("done", port=0, browser=False)
     assert "needs uvicorn, which is not installed" in error.value.problem
-    assert "mlxgpt[play]" in error.value.remedy
+    assert error.value.remedy == 'install it in a checkout: pip install -e ".[play]".'
 
 
-def test_a_run_that_only_begins_can_be_played(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_a_checkpoint_is_served(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("checkpoints", "snapshots"):
         shutil.rmtree(place / "runs/done" / name)
     folders: list[Path] = []

@@ -20,7 +20,7 @@ def count_items(name: str, count: int, log: list[str]) -> Iterator[str]:
         log.append(f"{name} ends in {threading.current_thread().name}")
 
 
-def test_all_take_turns_in_one_thread() -> None:
+def test_tasks_take_turns_in_one_thread() -> None:
     log: list[str] = []
 
     async def gather(device: DeviceWorker, name: str, count: int) -> list[str]:
@@ -41,7 +41,7 @@ def test_all_take_turns_in_one_thread() -> None:
     assert "a ends in device" in log
 
 
-def test_whoever_stops_asking_stops_it() -> None:
+def test_closing_a_stream_closes_its_iterator() -> None:
     log: list[str] = []
 
     async def run() -> None:
@@ -58,7 +58,7 @@ def test_whoever_stops_asking_stops_it() -> None:
     assert log[-1] == "a ends in device"
 
 
-def test_errors_reach_who_asked() -> None:
+def test_errors_are_raised_in_the_consumer() -> None:
     def fail() -> Iterator[int]:
         yield 1
         raise KeyError("two")
@@ -72,13 +72,13 @@ def test_errors_reach_who_asked() -> None:
 
         with pytest.raises(KeyError, match="two"):
             await all_items()
-        assert await device.call(lambda: 7) == 7, "the thread lives"
+        assert await device.call(lambda: 7) == 7, "the worker still runs"
         return items
 
     assert asyncio.run(run()) == [1]
 
 
-def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_waiting_requests_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
 
     async def run() -> None:
@@ -93,7 +93,7 @@ def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
-def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paused_consumer_does_not_count_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 1)
     log: list[str] = []
 
@@ -101,11 +101,11 @@ def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPa
         device = DeviceWorker()
         paused = device.stream(lambda: count_items("a", 1000, log))
         first = await anext(paused)
-        assert await device.call(lambda: 7) == 7, "its place is free"
+        assert await device.call(lambda: 7) == 7, "the paused consumer does not count"
         for _ in range(5):
             await device.call(lambda: None)
         assert log.count("a") <= 1 + scheduler.MAX_PREFETCH
         return [first, *[item async for item in paused]]
 
-    assert asyncio.run(run()) == [f"a{n}" for n in range(1000)], "and later it gets everything"
+    assert asyncio.run(run()) == [f"a{n}" for n in range(1000)], "no item is lost"
     assert log[-1] == "a ends in device"

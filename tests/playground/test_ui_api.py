@@ -22,21 +22,21 @@ def model(served: PlayServer) -> LoadedModel:
     return load(str(served.folder))
 
 
-def test_what_there_is(served: PlayServer, model: LoadedModel) -> None:
+def test_run_info(served: PlayServer, model: LoadedModel) -> None:
     result = served.get("/api/run").json()
     assert (result["name"], result["step"]) == ("done", model.step)
     assert (result["n_layer"], result["n_head"], result["block_size"]) == (2, 2, 8)
-    assert result["ages"] == model.run.saved_steps() == [0, 8, 12]
+    assert result["snapshots"] == model.run.saved_steps() == [0, 8, 12]
 
 
-def test_it_writes_what_generate_does(served: PlayServer, model: LoadedModel) -> None:
+def test_generate_matches_the_python_api(served: PlayServer, model: LoadedModel) -> None:
     for settings in ({"temperature": 0.5}, {"top_k": 3}, {"temperature": 0, "min_p": 0.1}):
         first, *events, last = served.post_stream(
-            "/api/write", text="to be", seed=5, max_tokens=20, **settings
+            "/api/generate", text="to be", seed=5, max_tokens=20, **settings
         )
         assert [id for id, _, _ in first["prompt"]] == model.encode("to be").tolist()
         assert "".join(text for _, text, _ in first["prompt"]) == "to be"
-        assert (first["seed"], first["step"], last) == (5, model.step, {"end": "length"})
+        assert (first["seed"], first["step"], last) == (5, model.step, {"finish_reason": "length"})
         text = "to be" + "".join(event["text"] for event in events)
         assert [text] == model.generate("to be", seed=5, max_tokens=20, **settings).texts
         for event in events:
@@ -48,35 +48,39 @@ def test_it_writes_what_generate_does(served: PlayServer, model: LoadedModel) ->
                 assert event["probability"] == shares[ids.index(event["id"])]
 
 
-def test_another_branch_goes_on_from_its_ids(served: PlayServer, model: LoadedModel) -> None:
-    first, *events, _ = served.post_stream("/api/write", text="to", seed=5, max_tokens=6)
+def test_generate_continues_from_ids(served: PlayServer, model: LoadedModel) -> None:
+    first, *events, _ = served.post_stream("/api/generate", text="to", seed=5, max_tokens=6)
     prompt_ids = [id for id, _, _ in first["prompt"]]
     kept_ids = [event["id"] for event in events[:2]]
     branch_id = events[2]["alternatives"][3][0]
     resumed, *rest, _ = served.post_stream(
-        "/api/write", ids=[*prompt_ids, *kept_ids, branch_id], seed=9, max_tokens=4
+        "/api/generate", ids=[*prompt_ids, *kept_ids, branch_id], seed=9, max_tokens=4
     )
     assert [id for id, _, _ in resumed["prompt"]] == [*prompt_ids, *kept_ids, branch_id]
     expected = list(model.iter_tokens([*prompt_ids, *kept_ids, branch_id], seed=9, max_tokens=4))
     assert [event["id"] for event in rest] == [event.id for event in expected]
 
 
-def test_an_age_can_be_asked_for(served: PlayServer) -> None:
+def test_generate_at_a_step(served: PlayServer) -> None:
     texts = {
         step: "".join(
             event.get("text", "")
             for event in served.post_stream(
-                "/api/write", text="to", step=step, seed=1, max_tokens=30
+                "/api/generate", text="to", step=step, seed=1, max_tokens=30
             )
         )
         for step in (0, 8, 12)
     }
     assert len(set(texts.values())) == 3
-    assert "no checkpoint '5'" in served.post_error("/api/write", text="to", step=5)
+    assert "no checkpoint '5'" in served.post_error("/api/generate", text="to", step=5)
 
 
-def test_next_is_what_settings_leave(served: PlayServer, model: LoadedModel) -> None:
-    candidates = served.post_ok("/api/next", text="to be", temperature=1, top_k=3)["likely"]
+def test_next_tokens_before_and_after_sampling_settings(
+    served: PlayServer, model: LoadedModel
+) -> None:
+    candidates = served.post_ok("/api/next_tokens", text="to be", temperature=1, top_k=3)[
+        "top_tokens"
+    ]
     logits = model.logits(model.encode("to be"))[-1, : model.tokenizer.vocab_size]
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
@@ -87,13 +91,13 @@ def test_next_is_what_settings_leave(served: PlayServer, model: LoadedModel) -> 
     probabilities = [row[3] for row in candidates]
     assert sum(share > 0 for share in probabilities) == 3
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-    unfiltered = served.post_ok("/api/next", text="to be", temperature=1)["likely"]
+    unfiltered = served.post_ok("/api/next_tokens", text="to be", temperature=1)["top_tokens"]
     assert [row[3] for row in unfiltered] == pytest.approx([row[2] for row in unfiltered])
 
 
-def test_the_look(served: PlayServer, model: LoadedModel) -> None:
+def test_attention_and_disabled_heads(served: PlayServer, model: LoadedModel) -> None:
     ids = model.encode("to be or").tolist()
-    result = served.post_ok("/api/look", ids=ids, layer=1)
+    result = served.post_ok("/api/attention", ids=ids, layer=1)
     attention = np.frombuffer(base64.b64decode(result["attention"]), np.uint8).reshape(
         2, len(ids), -1
     )
@@ -102,49 +106,51 @@ def test_the_look(served: PlayServer, model: LoadedModel) -> None:
     assert [tuple(token) for token in result["tokens"]] == _label_prompt_tokens(
         model.tokenizer, ids
     )
-    assert result["usual"] == result["without"]
-    ablated = served.post_ok("/api/look", ids=ids, layer=1, off=[1])
-    assert ablated["usual"] == result["usual"] != ablated["without"]
+    assert result["baseline_next_tokens"] == result["next_tokens"]
+    ablated = served.post_ok("/api/attention", ids=ids, layer=1, disabled_heads=[1])
+    assert ablated["baseline_next_tokens"] == result["next_tokens"] != ablated["next_tokens"]
     expected = model.trace_forward(ids, [(0, 1)]).next_tokens(ui_api.TOP_TOKEN_COUNT)
-    assert [(id, share) for id, _, share in ablated["without"]] == expected
-    assert "no such attention head" in served.post_error("/api/look", ids=ids, off=[4])
-    assert "layer = 2 is not valid" in served.post_error("/api/look", ids=ids, layer=2)
+    assert [(id, share) for id, _, share in ablated["next_tokens"]] == expected
+    assert "no such attention head" in served.post_error(
+        "/api/attention", ids=ids, disabled_heads=[4]
+    )
+    assert "layer = 2 is not valid" in served.post_error("/api/attention", ids=ids, layer=2)
 
 
-def test_the_lens_and_the_neighbors(served: PlayServer, model: LoadedModel) -> None:
+def test_logit_lens_and_neighbors(served: PlayServer, model: LoadedModel) -> None:
     ids = model.encode("to be or").tolist()
     layers = served.post_ok("/api/lens", ids=ids, position=3)["layers"]
     assert len(layers) == 3
     expected = model.trace_forward(ids).logit_lens(3, 5)
     assert [[(id, share) for id, _, share in layer] for layer in layers] == expected
-    neighbors = served.post_ok("/api/neighbors", id=2)["likely"]
+    neighbors = served.post_ok("/api/neighbors", token_id=2)["neighbors"]
     assert [(id, share) for id, _, share in neighbors] == model.find_neighbors(
         2, ui_api.TOP_TOKEN_COUNT
     )
 
 
-def test_longer_than_the_block_the_last_tokens_are_seen(served: PlayServer) -> None:
-    result = served.post_ok("/api/look", text="to be or not to be")
+def test_attention_uses_the_last_tokens_of_a_long_text(served: PlayServer) -> None:
+    result = served.post_ok("/api/attention", text="to be or not to be")
     assert "".join(text for _, text, _ in result["tokens"]) == "ot to be"[-8:]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "why"),
     [
-        ("/api/write", {"text": 7}, "text = 7 is not valid"),
-        ("/api/write", {"text": "Ж"}, "does not know these characters: 'Ж'"),
-        ("/api/write", {"ids": [99]}, "is not in 0 to"),
-        ("/api/write", {"ids": "a"}, "send a list of at most 20,000 token ids"),
-        ("/api/write", {"text": "t", "max_tokens": 10**6}, "max_tokens = 1000000 is not valid"),
-        ("/api/write", {"text": "t", "temperature": -1}, "temperature"),
-        ("/api/write", {"text": "t", "temperature": "hot"}, 'temperature = "hot" is not valid'),
-        ("/api/write", {"text": "t" * 100_001}, "a string of at most 100,000 characters"),
-        ("/api/next", {"text": "t", "top_k": True}, "top_k = true is not valid"),
+        ("/api/generate", {"text": 7}, "text = 7 is not valid"),
+        ("/api/generate", {"text": "Ж"}, "does not know these characters: 'Ж'"),
+        ("/api/generate", {"ids": [99]}, "is not in 0 to"),
+        ("/api/generate", {"ids": "a"}, "send a list of at most 20,000 token ids"),
+        ("/api/generate", {"text": "t", "max_tokens": 10**6}, "max_tokens = 1000000 is not valid"),
+        ("/api/generate", {"text": "t", "temperature": -1}, "temperature"),
+        ("/api/generate", {"text": "t", "temperature": "hot"}, 'temperature = "hot" is not valid'),
+        ("/api/generate", {"text": "t" * 100_001}, "a string of at most 100,000 characters"),
+        ("/api/next_tokens", {"text": "t", "top_k": True}, "top_k = true is not valid"),
         ("/api/lens", {"text": "t", "position": 1}, "position = 1 is not valid"),
-        ("/api/neighbors", {"id": 10**6}, "id = 1000000 is not valid"),
+        ("/api/neighbors", {"token_id": 10**6}, "token_id = 1000000 is not valid"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(
+def test_invalid_fields_are_refused(
     served: PlayServer, path: str, body: dict[str, Any], why: str
 ) -> None:
     message = served.post_error(path, **body)
@@ -153,69 +159,71 @@ def test_what_cannot_be_is_refused_in_a_line(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_refused(served: PlayServer, content: bytes) -> None:
+def test_body_that_is_not_an_object_is_refused(served: PlayServer, content: bytes) -> None:
     with served.client() as client:
-        assert client.post("/api/next", content=content).status_code == 400
+        assert client.post("/api/next_tokens", content=content).status_code == 400
 
 
-def test_the_course_comes_from_the_files(own_server: PlayServer) -> None:
-    result = own_server.get("/api/course").json()
+def test_curves_come_from_the_run_files(own_server: PlayServer) -> None:
+    result = own_server.get("/api/curves").json()
     assert (result["step"], result["max_steps"]) == (12, 12)
     assert [step for step, _ in result["val_loss"]] == [4, 8, 12]
     assert [step for step, _ in result["samples"]] == [4, 8, 12]
     line = {"step": 14, "loss": 1.25, "tokens_per_second": 10.0}
     with (own_server.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    result = own_server.get("/api/course").json()
+    result = own_server.get("/api/curves").json()
     assert (result["step"], result["loss"][-1]) == (14, [14, 1.25])
 
 
-def test_a_long_course_is_thinned(own_server: PlayServer) -> None:
+def test_long_curves_are_downsampled(own_server: PlayServer) -> None:
     lines = [{"step": n, "loss": 1 / n} for n in range(1, 20_001)]
     (own_server.folder / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in lines)
     )
-    assert 500 < len(own_server.get("/api/course").json()["loss"]) < 1300
+    assert 500 < len(own_server.get("/api/curves").json()["loss"]) < 1300
 
 
-def test_before_there_is_a_checkpoint(own_server: PlayServer) -> None:
+def test_run_without_a_checkpoint(own_server: PlayServer) -> None:
     for name in ("checkpoints", "snapshots"):
         shutil.rmtree(own_server.folder / name)
     result = own_server.get("/api/run").json()
-    assert (result["step"], result["ages"]) == (None, [])
-    assert "no checkpoint yet" in own_server.post_error("/api/write", text="to")
+    assert (result["step"], result["snapshots"]) == (None, [])
+    assert "no checkpoint yet" in own_server.post_error("/api/generate", text="to")
 
 
-def test_a_run_that_is_deleted_under_it(own_server: PlayServer) -> None:
-    """Models that were read still answer; others are an error."""
-    events = own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9)
+def test_run_deleted_while_it_is_served(own_server: PlayServer) -> None:
+    """Cached models still work; others raise an error."""
+    events = own_server.post_stream("/api/generate", text="to", seed=1, max_tokens=9)
     shutil.rmtree(own_server.folder)
-    assert own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9) == events
-    for path in ("/api/run", "/api/course"):
+    assert own_server.post_stream("/api/generate", text="to", seed=1, max_tokens=9) == events
+    for path in ("/api/run", "/api/curves"):
         response = own_server.get(path)
         assert response.status_code == 400
         assert "no longer exists" in response.json()["error"]["message"]
-    assert "no longer exists" in own_server.post_error("/api/write", text="to", step=4)
+    assert "no longer exists" in own_server.post_error("/api/generate", text="to", step=4)
 
 
-def test_texts_that_are_written_at_the_same_time_share(served: PlayServer) -> None:
-    """A short one begun later ends before a long one, and both are as if they were alone."""
+def test_concurrent_generations_take_turns(served: PlayServer) -> None:
+    """A short one that starts later finishes before a long one."""
     finished: list[str] = []
 
-    def write(name: str, count: int) -> None:
-        events = served.post_stream("/api/write", text="to", seed=1, max_tokens=count)
+    def generate(name: str, count: int) -> None:
+        events = served.post_stream("/api/generate", text="to", seed=1, max_tokens=count)
         assert len(events) == count + 2
         finished.append(name)
 
-    thread = threading.Thread(target=write, args=("long", 1500))
+    thread = threading.Thread(target=generate, args=("long", 1500))
     thread.start()
     time.sleep(0.05)
-    write("short", 10)
+    generate("short", 10)
     thread.join(300)
     assert finished == ["short", "long"]
 
 
-def test_a_closed_tab_stops_its_text(served: PlayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnecting_stops_generation(
+    served: PlayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token_ids: list[int] = []
     original = LoadedModel.iter_tokens
 
@@ -227,7 +235,7 @@ def test_a_closed_tab_stops_its_text(served: PlayServer, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(LoadedModel, "iter_tokens", counting)
     body = {"text": "to", "max_tokens": 4000}
-    with served.client() as client, client.stream("POST", "/api/write", json=body) as response:
+    with served.client() as client, client.stream("POST", "/api/generate", json=body) as response:
         for _ in response.iter_text():
             if token_ids:
                 break
@@ -239,7 +247,7 @@ def test_a_closed_tab_stops_its_text(served: PlayServer, monkeypatch: pytest.Mon
     assert 0 < count == len(token_ids) < 3000
 
 
-def test_a_character_that_is_spread_over_tokens() -> None:
+def test_characters_of_several_tokens() -> None:
     tokenizer = BPETokenizer([])  # no merges
     ids = tokenizer.encode("a🙂é").tolist()
     pieces = _label_prompt_tokens(tokenizer, ids)
@@ -247,6 +255,6 @@ def test_a_character_that_is_spread_over_tokens() -> None:
     assert [name for _, _, name in pieces][1:4] == ["<F0>", "<9F>", "<99>"]
 
 
-def test_an_opening_is_one_that_the_model_knows(served: PlayServer, model: LoadedModel) -> None:
-    assert _example_prompt(model.tokenizer) == ""  # it knows no capital T
+def test_example_prompt_fits_the_vocabulary(served: PlayServer, model: LoadedModel) -> None:
+    assert _example_prompt(model.tokenizer) == ""  # its vocabulary has no capital T
     assert _example_prompt(BPETokenizer([])) == "Once upon a time"

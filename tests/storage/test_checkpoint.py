@@ -19,7 +19,7 @@ from mlxgpt.utils.errors import UserError
 
 @pytest.fixture
 def step(tiny_model: Config) -> TrainStep:
-    """A training step that has been taken once, so that the moments are not zero."""
+    """A training step after one update, so that the moments are not zero."""
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     ids = mx.random.randint(0, 19, (1, 4, 9), key=mx.random.key(0))
     mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0)), step.state)
@@ -31,7 +31,7 @@ def save_step(folder: Path, step: TrainStep, number: int = 3) -> Path:
     return checkpoint.save_checkpoint(folder, content)
 
 
-def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
+def test_save_and_load_are_bit_exact(tmp_path: Path, step: TrainStep) -> None:
     path = save_step(tmp_path, step)
     assert path.name == "step-0000003"
     loaded = checkpoint.load_checkpoint(path, with_optimizer=True)
@@ -49,7 +49,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> N
     assert checkpoint.load_checkpoint(path).optimizer is None
 
 
-def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
+def test_a_checkpoint_contains_only_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
     names = {path.name for path in save_step(tmp_path, step).iterdir()}
     assert names == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
 
@@ -68,8 +68,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, d
         checkpoint.load_checkpoint(path.parent, with_optimizer=True)
 
 
-def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainStep) -> None:
-    """One byte at a time, anywhere in the three files; none is harmless."""
+def test_500_changed_bytes_are_all_detected(tmp_path: Path, step: TrainStep) -> None:
+    """One byte at a time, anywhere in the three files."""
     path, rng = save_step(tmp_path, step), random.Random(7)
     content = {
         name: (path / name).read_bytes() for name in (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE)
@@ -131,10 +131,10 @@ def test_a_failure_while_writing_loses_nothing(
     checkpoint.load_checkpoint(tmp_path / "step-0000003", with_optimizer=True)
 
 
-def test_the_disk_holds_a_checkpoint_before_its_name(
+def test_a_checkpoint_is_synced_before_it_is_renamed(
     tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files, their names, and only then the checkpoint's own, which is synced too."""
+    """First the files, then the scratch folder, and the parent folder after the rename."""
     events: list[str] = []
     sync, rename = files.fsync_path, Path.rename
 
@@ -154,7 +154,9 @@ def test_the_disk_holds_a_checkpoint_before_its_name(
     assert events[3:] == ["scratch", "renamed", "checkpoints"]
 
 
-def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: TrainStep) -> None:
+def test_pruning_keeps_the_given_steps_and_removes_leftovers(
+    tmp_path: Path, step: TrainStep
+) -> None:
     for number in (1, 2, 3, 12_345_678):
         save_step(tmp_path, step, number)
     (tmp_path / ".writing-x").mkdir()
@@ -167,7 +169,7 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: Train
     assert not list(tmp_path.glob(".*")), "what an interrupted writing or deleting left"
 
 
-def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:
+def test_a_checkpoint_named_after_another_step_is_refused(tmp_path: Path, step: TrainStep) -> None:
     path = save_step(tmp_path, step, 3)
     path.rename(checkpoint.checkpoint_folder(tmp_path, 4))
     with pytest.raises(UserError, match="its manifest is for step 3"):
@@ -176,7 +178,7 @@ def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-def test_weights_that_are_not_finite_are_named(
+def test_nonfinite_weights_are_reported(
     tmp_path: Path, step: TrainStep, value: float, dtype: mx.Dtype
 ) -> None:
     parameters, optimizer = step.state_dicts()

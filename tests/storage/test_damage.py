@@ -1,4 +1,4 @@
-"""Files that were changed, and values that cannot be: never a wrong result."""
+"""Damaged files and invalid values never give a wrong result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
 from tests.helpers.commands import Capture, expect_error
 
-pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check is tested separately
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -56,7 +56,7 @@ def run_commands(capsys: Capture) -> list[tuple[int, str]]:
         capsys.readouterr()
         code = cli.main(command)
         output = capsys.readouterr()
-        # The speed differs from time to time.
+        # The speed varies between runs.
         outcomes.append((code, re.sub(r'"tokens_per_second": [\d.]+', "", output.out)))
         assert code in (0, 2), output.err
         if code == 2:
@@ -65,8 +65,8 @@ def run_commands(capsys: Capture) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("file", DAMAGED_FILES)
-def test_damage_is_told_or_harmless(place: Path, capsys: Capture, file: str) -> None:
-    """Whatever happens to a file, a command gives the result it gave before, or none."""
+def test_damage_is_reported_or_harmless(place: Path, capsys: Capture, file: str) -> None:
+    """A command gives the same result as before the damage, or an error."""
     reference = run_commands(capsys)
     assert [code for code, _ in reference] == [0, 0]
     path = Path(file)
@@ -86,7 +86,7 @@ def test_damage_is_told_or_harmless(place: Path, capsys: Capture, file: str) -> 
 @pytest.mark.parametrize(
     "file", [f for f in DAMAGED_FILES if "metrics" not in f and "best" not in f]
 )
-def test_files_of_another_run_are_told(
+def test_files_of_another_run_are_reported(
     place: Path, capsys: Capture, tiny: Config, file: str
 ) -> None:
     Path("other.txt").write_text("what is another text, and longer than it seems? " * 30)
@@ -117,16 +117,14 @@ def test_a_damaged_run_does_not_hide_the_others(place: Path, capsys: Capture) ->
     assert "runs/broken/run.json is damaged" in output.err
 
 
-def test_a_folder_that_is_no_run(place: Path, capsys: Capture) -> None:
+def test_a_folder_without_a_run_is_refused(place: Path, capsys: Capture) -> None:
     Path("empty").mkdir()
     for name in ("empty", "data/words", "words.txt", "", "."):
         assert "there is no run" in expect_error(capsys, "generate", "--run", name)
 
 
 @pytest.mark.parametrize("prompt", ["", "to be " * 170_000])
-def test_prompts_of_no_and_of_a_million_characters(
-    place: Path, capsys: Capture, prompt: str
-) -> None:
+def test_empty_and_million_character_prompts(place: Path, capsys: Capture, prompt: str) -> None:
     assert cli.main(["generate", prompt, "--max-tokens", "5", "--json"]) == 0
     output = capsys.readouterr()
     text = json.loads(output.out)["texts"][0]
@@ -150,5 +148,7 @@ def test_prompts_of_no_and_of_a_million_characters(
         "--checkpoint 13",
     ],
 )
-def test_sampling_out_of_range(place: Path, capsys: Capture, flags: str) -> None:
+def test_sampling_settings_out_of_range_are_refused(
+    place: Path, capsys: Capture, flags: str
+) -> None:
     expect_error(capsys, "generate", "to", *flags.split())

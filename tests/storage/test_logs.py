@@ -14,13 +14,13 @@ from tests.helpers.failing_files import ERRNOS, failing_open
 
 @pytest.fixture
 def logs(trained: Path, tmp_path: Path) -> RunLogs:
-    """A finished run's, to be changed."""
+    """Logs of a copy of the finished run, for modification."""
     return RunLogs(Path(shutil.copytree(trained / "runs" / "done", tmp_path / "done")))
 
 
-def test_metrics_are_cut_back(logs: RunLogs) -> None:
+def test_truncate_after_removes_later_metrics(logs: RunLogs) -> None:
     with (logs.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 14, "lo')  # as a crash leaves it
+        file.write('{"step": 14, "lo')  # as after a crash
     assert [record["step"] for record in logs.metrics()] == [2, 4, 6, 8, 10, 12]
     assert logs.truncate_after(8)
     assert [record["step"] for record in logs.metrics()] == [2, 4, 6, 8]
@@ -28,7 +28,7 @@ def test_metrics_are_cut_back(logs: RunLogs) -> None:
     assert list(logs.metrics())[-1] == {"step": 10}
 
 
-def test_the_disk_holds_what_was_noted_and_its_names(
+def test_sync_logs_syncs_all_files_and_the_folder(
     logs: RunLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced_files: list[str] = []
@@ -37,7 +37,7 @@ def test_the_disk_holds_what_was_noted_and_its_names(
     assert synced_files == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
 
 
-def test_samples_come_back_as_they_were_written(logs: RunLogs) -> None:
+def test_samples_are_read_as_written(logs: RunLogs) -> None:
     assert [step for step, _ in logs.samples(100)] == [4, 8, 12]
     (logs.folder / "samples.txt").unlink()
     assert list(logs.samples(100)) == []
@@ -48,7 +48,7 @@ def test_samples_come_back_as_they_were_written(logs: RunLogs) -> None:
     assert samples == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
 
 
-def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
+def test_an_incomplete_sample_is_removed(tmp_path: Path) -> None:
     logs, path = RunLogs(tmp_path), tmp_path / "samples.txt"
     logs.add_sample(2, "To be\n\nor")
     intact = path.read_bytes()
@@ -61,7 +61,7 @@ def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
         assert path.read_bytes() == intact, torn[:size]
 
 
-def test_where_it_went_back_does_not_hide_what_it_ran_on(logs: RunLogs) -> None:
+def test_last_environment_after_a_rollback(logs: RunLogs) -> None:
     logs.log_session_start(0, {"mlx": "1"}, {}, {"seconds": 2.0})
     logs.log_rollback(40, 63)
     assert logs.last_environment() == {"mlx": "1"}
@@ -72,10 +72,10 @@ def test_where_it_went_back_does_not_hide_what_it_ran_on(logs: RunLogs) -> None:
 
 @pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize(("name", "after"), [("metrics.jsonl", 0), ("samples.txt", 0)])
-def test_notes_that_cannot_be_read_are_not_empty(
+def test_unreadable_logs_are_not_treated_as_empty(
     logs: RunLogs, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
 ) -> None:
-    """Else `cut` would write back nothing."""
+    """Otherwise `truncate_after` would overwrite them with nothing."""
     before = {path: path.read_bytes() for path in logs.folder.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         failing_open(patch, name, number, after=after)
@@ -87,15 +87,15 @@ def test_notes_that_cannot_be_read_are_not_empty(
     assert logs.truncate_after(8)
 
 
-def test_a_read_that_fails_names_the_file(logs: RunLogs) -> None:
+def test_a_failed_read_reports_the_file(logs: RunLogs) -> None:
     (logs.folder / "history.jsonl").unlink()
     (logs.folder / "history.jsonl").mkdir()
     with pytest.raises(IsADirectoryError, match=r"history\.jsonl"):
         list(logs.history())
 
 
-def test_a_line_that_was_cut_off_does_not_damage_the_next(logs: RunLogs) -> None:
-    """As a full disk leaves it."""
+def test_an_incomplete_line_does_not_damage_the_next(logs: RunLogs) -> None:
+    """As after a full disk."""
     for name in ("history.jsonl", "metrics.jsonl", "samples.txt"):
         with (logs.folder / name).open("a", encoding="utf-8") as file:
             file.write("--- step 1")

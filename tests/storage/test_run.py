@@ -23,11 +23,11 @@ from tests.helpers.failing_files import ERRNOS, failing_open, make_os_error
 
 @pytest.fixture
 def runs_dir(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, to be changed."""
+    """A copy of the finished run, for modification."""
     return Path(shutil.copytree(trained / "runs", tmp_path / "runs"))
 
 
-def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> None:
+def test_find_run_by_name_by_folder_or_newest(runs_dir: Path) -> None:
     shutil.copytree(runs_dir / "done", runs_dir / "older")
     for path in (runs_dir / "older").glob("*"):
         os.utime(path, (1, 1))
@@ -35,11 +35,11 @@ def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> No
     assert runs.find_run("older", runs_dir).name == "older"
     assert runs.find_run(str(runs_dir / "older"), runs_dir / "elsewhere").name == "older"
     assert runs.find_run(None, runs_dir).name == "done"
-    shutil.copytree(runs_dir / "done", runs_dir / ".other.new")  # killed in the making
+    shutil.copytree(runs_dir / "done", runs_dir / ".other.new")  # as after a kill during creation
     assert {folder.name for folder in runs.list_run_folders(runs_dir)} == {"done", "older"}
 
 
-def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Path) -> None:
+def test_a_missing_run_is_reported_with_the_searched_folder(tmp_path: Path, runs_dir: Path) -> None:
     with pytest.raises(UserError, match=f"no trained run in {tmp_path / 'none'}"):
         runs.find_run(None, tmp_path / "none")
     with pytest.raises(UserError, match="there is no run named 'x'"):
@@ -49,7 +49,7 @@ def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Pat
         runs.find_run(None, runs_dir)
 
 
-def test_which_checkpoint(runs_dir: Path) -> None:
+def test_checkpoint_path_selects_best_newest_or_step(runs_dir: Path) -> None:
     run = runs.open_run(runs_dir / "done")
     best = run.best()
     assert best is not None
@@ -63,14 +63,14 @@ def test_which_checkpoint(runs_dir: Path) -> None:
     assert run.checkpoint_path().name == "step-0000012", "the newest until there is a best"
 
 
-def test_a_run_moves_as_a_folder(runs_dir: Path, tmp_path: Path) -> None:
+def test_a_run_folder_can_be_moved(runs_dir: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     (runs_dir / "done").rename(moved)
     assert runs.open_run(moved).steps()
 
 
 @pytest.mark.parametrize("damage", ["tokenizer", "newer", "no run", "config"])
-def test_what_does_not_belong_together_is_refused(runs_dir: Path, damage: str) -> None:
+def test_inconsistent_run_files_are_refused(runs_dir: Path, damage: str) -> None:
     folder = runs_dir / "done"
     identity = json.loads((folder / "run.json").read_text())
     if damage == "tokenizer":
@@ -92,9 +92,9 @@ def test_what_does_not_belong_together_is_refused(runs_dir: Path, damage: str) -
         runs.open_run(folder)
 
 
-def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
-    """No array's shape tells of heads, and yet the logits would be others. What was written before
-    checkpoints knew of it is read as it is.
+def test_a_changed_number_of_heads_is_refused(runs_dir: Path) -> None:
+    """No array shape depends on the number of heads, but the logits do. Older checkpoints without
+    model settings are loaded unchecked.
     """
     run = runs.open_run(runs_dir / "done")
     loading.load_model(run)
@@ -112,7 +112,7 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["日本語", "a\u3000b", "caf\udce9", "हिन्दी"])
-def test_a_run_may_be_trained_on_data_of_any_name(runs_dir: Path, name: str) -> None:
+def test_data_folders_may_have_unicode_names(runs_dir: Path, name: str) -> None:
     newest = runs.find_run(None, runs_dir)
     run = replace(newest, folder=runs_dir / "another", data_name=name)
     runs.create_run(run)
@@ -120,7 +120,7 @@ def test_a_run_may_be_trained_on_data_of_any_name(runs_dir: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\x1b[2Jb", "a\u202eb", "x" * 256])
-def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) -> None:
+def test_invalid_data_names_are_refused(runs_dir: Path, name: str) -> None:
     run = replace(runs.find_run(None, runs_dir), folder=runs_dir / "another", data_name=name)
     runs.create_run(run)
     with pytest.raises(UserError, match="damaged"):
@@ -128,7 +128,7 @@ def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) ->
 
 
 @pytest.mark.parametrize("number", ERRNOS)
-def test_a_best_that_cannot_be_read_is_not_unknown(
+def test_an_unreadable_best_json_is_an_error(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = runs.open_run(runs_dir / "done")
@@ -140,7 +140,7 @@ def test_a_best_that_cannot_be_read_is_not_unknown(
 
 
 @pytest.mark.parametrize("content", ["garbage", "{}", ""])
-def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str) -> None:
+def test_a_damaged_best_json_is_recovered_from_the_metrics(runs_dir: Path, content: str) -> None:
     run = runs.open_run(runs_dir / "done")
     best = run.best()
     assert best is not None
@@ -153,13 +153,13 @@ def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str)
 
 @pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize("name", [checkpoint.MANIFEST_FILE, checkpoint.MODEL_FILE, "read", "step"])
-def test_another_checkpoint_is_used_only_for_a_damaged_one(
+def test_an_older_checkpoint_is_used_only_if_the_newest_is_damaged(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, notes: list[str]
 ) -> None:
     run = runs.open_run(runs_dir / "done")
     assert len(run.steps()) > 1
     with monkeypatch.context() as patch:
-        if name == "read":  # after the hash was found to be right
+        if name == "read":  # after the hash was verified
 
             def fail_read(file: object, buffer: object) -> int:
                 raise OSError(number, os.strerror(number))
@@ -188,10 +188,10 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
     assert "missing or damaged" in notes[0]
 
 
-def test_what_mlx_cannot_read_is_not_damaged(
+def test_errors_of_mlx_are_not_reported_as_damage(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own errors have no errno: there may be no memory."""
+    """MLX's errors have no errno; the cause may be a lack of memory."""
 
     def fail_load(*_: object, **__: object) -> None:
         raise RuntimeError("std::bad_alloc")
@@ -203,7 +203,7 @@ def test_what_mlx_cannot_read_is_not_damaged(
 
 
 @pytest.mark.parametrize("which", ["best", "newest"])
-def test_a_damaged_checkpoint_is_never_handed_out_as_another(
+def test_export_does_not_replace_a_damaged_checkpoint_by_another(
     runs_dir: Path, tmp_path: Path, which: str
 ) -> None:
     run = runs.open_run(runs_dir / "done")
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_is_never_handed_out_as_another(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="missing or damaged") as excinfo:
         api.export(
-            to="hf", run="done", runs_dir=runs_dir, checkpoint=which, out=tmp_path / "exported"
+            to="hf", run="done", runs_dir=runs_dir, checkpoint=which, output=tmp_path / "exported"
         )
     assert "--checkpoint" in excinfo.value.remedy
     assert not (tmp_path / "exported").exists()
@@ -220,10 +220,10 @@ def test_a_damaged_checkpoint_is_never_handed_out_as_another(
 
 @pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize("name", ["run.json", "best.json", "stat"])
-def test_a_run_that_cannot_be_read_is_named_in_the_list(
+def test_an_unreadable_run_is_reported_when_listing_runs(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str], name: str, number: int
 ) -> None:
-    """It is not left out in silence, the others are listed, and no other one is the newest."""
+    """The other runs are listed, and none of them is taken for the newest one."""
     shutil.copytree(runs_dir / "done", runs_dir / "other")
     real_open, real_stat = Path.open, os.stat
 
@@ -250,7 +250,7 @@ def test_a_run_that_cannot_be_read_is_named_in_the_list(
 
 
 @pytest.mark.parametrize("number", ERRNOS)
-def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
+def test_a_folder_that_may_contain_checkpoints_is_not_replaced(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = runs.open_run(runs_dir / "done")
@@ -272,13 +272,13 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS allows only names of UTF-8")
-def test_a_name_need_not_be_utf8(runs_dir: Path) -> None:
-    """MLX writes and reads files of Python's, and knows no name."""
+def test_run_names_that_are_not_utf8(runs_dir: Path) -> None:
+    """MLX reads and writes Python file objects, so it never gets the name."""
     folder = runs_dir / "caf\udce9"
     (runs_dir / "done").rename(folder)
     run = runs.open_run(folder)
     _, saved = loading.load_model(run)
     run.save(run.checkpoints, 99, saved.parameters, {})
     assert run.steps()[-1] == 99
-    api.export(to="hf", run=str(folder), out=folder / "hf\udce9")
+    api.export(to="hf", run=str(folder), output=folder / "hf\udce9")
     assert (folder / "hf\udce9" / "model.safetensors").exists()

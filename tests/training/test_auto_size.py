@@ -34,7 +34,7 @@ def dataset(trained: Path) -> Dataset:
 def simulate_machine(
     monkeypatch: pytest.MonkeyPatch, flops: float, min_step_seconds: float = 0.0
 ) -> None:
-    """One of so many operations a second, where no step takes less than `min_step_seconds`."""
+    """Simulate a machine with this many FLOPs per second and a minimum time per step."""
 
     def estimate(config: Config, dataset: Dataset) -> Estimate:
         tokens = config.train.batch_size * config.model.block_size
@@ -49,7 +49,7 @@ def tokens_within(config: Config, flops: float, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("minutes", [2, 5, 20, 120])
-def test_it_is_the_largest_that_sees_enough_of_the_text(
+def test_the_largest_model_with_enough_tokens_is_chosen(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset, notes: list[str], minutes: float
 ) -> None:
     simulate_machine(monkeypatch, 1e11)
@@ -70,7 +70,7 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
     def tokens_per_parameter(config: Config) -> float:
         return tokens_within(config, 1e11, 60 * minutes) / count_parameters(config.model)
 
-    required = TOKENS_PER_PARAMETER / 2  # since these are a few words, a thousand times
+    required = TOKENS_PER_PARAMETER / 2  # halved, since the short text is repeated many times
     assert tokens_per_parameter(chosen_config) > required
     larger = override_config(
         chosen_config,
@@ -86,7 +86,7 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
     monkeypatch.setattr(auto_size, "OVERFIT_EPOCHS", 1e9)
     choose_model_size(BASE_CONFIG, dataset, 60 * minutes)
     assert notes[-1] == size_line
-    # Of new text each parameter needs twice as many tokens.
+    # With enough new text, each parameter needs twice as many tokens.
     monkeypatch.setattr(auto_size, "MAX_EFFECTIVE_EPOCHS", 1e9)
     new_text_config = choose_model_size(BASE_CONFIG, dataset, 60 * minutes)
     assert (
@@ -96,7 +96,7 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
     assert count_parameters(new_text_config.model) <= count_parameters(chosen_model)
 
 
-def test_more_time_and_a_faster_machine_buy_a_larger_model(
+def test_more_time_or_a_faster_machine_give_a_larger_model(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset
 ) -> None:
     def width(flops: float, seconds: float) -> int:
@@ -110,10 +110,10 @@ def test_more_time_and_a_faster_machine_buy_a_larger_model(
 
 
 @pytest.mark.parametrize(("waits", "batch"), [(0.0, 8), (0.02, 32)])
-def test_batches_are_as_small_as_cost_nothing(
+def test_the_smallest_batch_without_loss_of_speed_is_chosen(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset, waits: float, batch: int
 ) -> None:
-    """A device that takes as long for one sequence as for many gets many."""
+    """A device that needs the same time for one or many sequences gets a large batch."""
     smallest = override_config(
         BASE_CONFIG,
         {**auto_size._shape_overrides(*MODEL_SIZES[0]), "vocab_size": dataset.meta.vocab_size},
@@ -123,7 +123,7 @@ def test_batches_are_as_small_as_cost_nothing(
     assert choose_model_size(BASE_CONFIG, dataset, 300).train.batch_size == batch
 
 
-def test_a_curve_has_ten_points(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+def test_a_run_has_ten_evaluations(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
     simulate_machine(monkeypatch, 1e11)
     for minutes in (1, 5, 60):
         config = choose_model_size(BASE_CONFIG, dataset, 60 * minutes)
@@ -131,7 +131,7 @@ def test_a_curve_has_ten_points(monkeypatch: pytest.MonkeyPatch, dataset: Datase
         assert round(tokens_within(config, 1e11, 60 * minutes) / tokens) == 10
 
 
-def test_what_has_no_memory_is_not_chosen(
+def test_models_that_do_not_fit_into_memory_are_not_chosen(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset
 ) -> None:
     simulate_machine(monkeypatch, 1e15)
@@ -143,7 +143,7 @@ def test_what_has_no_memory_is_not_chosen(
         choose_model_size(BASE_CONFIG, dataset, 3600)
 
 
-def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
+def test_resuming_keeps_the_chosen_size(
     home: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto_size, "MODEL_SIZES", ((2, 64), (2, 128)))
@@ -152,7 +152,7 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     small_settings = {"block_size": 8, "sample_tokens": 0}
 
     def train_and_get_width(tokens_per_parameter: float) -> int:
-        """Of a training in which each parameter has to see as many tokens."""
+        """Train with this TOKENS_PER_PARAMETER; return the model's width."""
         monkeypatch.setattr(auto_size, "TOKENS_PER_PARAMETER", tokens_per_parameter)
         options = {"recipe": "modern", "max_minutes": 0.05, "source": text_file, **small_settings}
         summary = api.train(**options)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     assert train_and_get_width(1e9) == 128, "of the run that is there"
 
 
-def test_a_size_is_chosen_or_given(text_file: Path) -> None:
+def test_size_settings_conflict_with_a_time_budget(text_file: Path) -> None:
     with pytest.raises(UserError, match="n_layer is set, but --max-minutes") as excinfo:
         api.train(recipe="modern", max_minutes=2, source=text_file, n_layer=3)
     assert "--tier 2" in excinfo.value.remedy

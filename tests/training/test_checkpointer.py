@@ -30,10 +30,10 @@ def set_free_disk_bytes(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 @pytest.mark.exact_bits
-def test_the_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writing of step 4 lasts until step 7 is done, and holds what step 4 was."""
+    """Writing step 4 takes until step 7 is done, and still saves the weights of step 4."""
     train("whole", eval_interval=100, log_interval=1)
     original, step_7_logged, threads = checkpoint.save_checkpoint, threading.Event(), []
 
@@ -62,7 +62,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [24]), (2, [20, 24]), (3, [16, 20, 24])])
-def test_the_newest_few_and_the_best_are_kept(
+def test_the_newest_and_the_best_checkpoints_are_kept(
     train: Any, monkeypatch: pytest.MonkeyPatch, keep: int, left: list[int]
 ) -> None:
     losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
@@ -75,7 +75,7 @@ def test_the_newest_few_and_the_best_are_kept(
     assert checkpoint.list_steps(CHECKPOINTS) == sorted({12, *left})
 
 
-def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
+def test_logs_are_synced_before_each_checkpoint_and_at_the_end(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -95,8 +95,10 @@ def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
     assert events == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
 
 
-def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here nothing is written before it is waited for."""
+def test_best_is_recorded_after_its_checkpoint_is_written(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake executor writes only when waited for."""
 
     class LazyExecutor:
         def __init__(self, *_: object) -> None: ...
@@ -119,7 +121,7 @@ def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.Monk
     assert all(was_saved)
 
 
-def test_a_writing_that_fails_ends_the_training(
+def test_a_failed_checkpoint_write_ends_training(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = checkpoint.save_checkpoint
@@ -136,7 +138,7 @@ def test_a_writing_that_fails_ends_the_training(
 
 
 @pytest.mark.exact_bits
-def test_a_nearly_full_disk_ends_the_training_saved(
+def test_a_nearly_full_disk_saves_and_ends_training(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("whole")
@@ -153,7 +155,9 @@ def test_a_nearly_full_disk_ends_the_training_saved(
     assert metrics("a") == metrics("whole")
 
 
-def test_a_full_disk_loses_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_existing_checkpoints(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train("a", max_steps=8, decay_steps=12)
     before = {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
@@ -165,7 +169,7 @@ def test_a_full_disk_loses_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) 
     assert train("a", max_steps=12, decay_steps=12).step == 12
 
 
-def test_a_damaged_best_is_told_and_another_one_used(train: Any, notes: list[str]) -> None:
+def test_a_damaged_best_checkpoint_falls_back_to_another(train: Any, notes: list[str]) -> None:
     train("a")
     run = runs.open_run(Path("runs/a"))
     weights = run.checkpoint_path("best") / "model.safetensors"
@@ -176,7 +180,7 @@ def test_a_damaged_best_is_told_and_another_one_used(train: Any, notes: list[str
     assert notes[1].startswith("runs/a, step ")
 
 
-def test_the_only_checkpoint_has_no_other_to_use(train: Any) -> None:
+def test_a_damaged_only_checkpoint_is_an_error(train: Any) -> None:
     train("a", eval_interval=12, save_interval=12)
     weights = CHECKPOINTS / "step-0000012/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
@@ -185,27 +189,31 @@ def test_the_only_checkpoint_has_no_other_to_use(train: Any) -> None:
     assert "the only checkpoint of this run" in excinfo.value.remedy
 
 
-def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saving_is_reported_with_size_and_time(
+    train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     class SaveRecorder(Recorder):
         def __init__(self) -> None:
             super().__init__()
-            self.told: list[tuple[int, int]] = []
+            self.sizes: list[tuple[int, int]] = []
 
         def on_save(self, step: int, size: int, seconds: float) -> None:
-            self.told.append((step, size))
+            self.sizes.append((step, size))
             assert 0 < seconds < 60
 
     recorder = SaveRecorder()
     train("a", recorder)
     arrays = final_state("a").values()
-    assert recorder.told == [(step, sum(array.nbytes for array in arrays)) for step in (4, 8, 12)]
+    assert recorder.sizes == [(step, sum(array.nbytes for array in arrays)) for step in (4, 8, 12)]
     train("b", progress.TrainingDisplay())
-    assert f"{decimal(recorder.told[0][1])} in 0." in capsys.readouterr().err
+    assert f"{decimal(recorder.sizes[0][1])} in 0." in capsys.readouterr().err
 
 
 @pytest.mark.exact_bits
-def test_a_clock_that_jumps_changes_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing asks for the time of day."""
+def test_training_does_not_depend_on_the_time_of_day(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
     train("whole")
 
     def fail_on_time() -> float:
@@ -216,8 +224,8 @@ def test_a_clock_that_jumps_changes_nothing(train: Any, monkeypatch: pytest.Monk
     assert metrics("a") == metrics("whole")
 
 
-def test_a_snapshot_outlives_the_steps_after_it(train: Any) -> None:
-    """Arrays that somebody holds on to are not written over by later steps."""
+def test_arrays_are_not_overwritten_by_later_steps(train: Any) -> None:
+
     array = mx.ones(1000)
     step = mx.compile(lambda x: x * 2)
     snapshot = array

@@ -1,5 +1,5 @@
-"""A token array is cut short while a training reads it: the cause is named, nothing is lost, and
-with the array restored the same command ends as if nothing had happened.
+"""A token array is truncated while training reads it: the error names the cause, and after
+restoring the array the same command resumes without any loss.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TRAIN_COMMAND = (
 TRAIN_COMMAND += ["--source", "words.txt"]
 DATA_FOLDER = Path("data/words")
 
-# A training that does something to its data after step 6. Where it is not to notice, it reads the
-# array as if it had been cut right after the check.
+# Training that damages its data after step 6. With `notices` false it reads the array unchecked, as
+# if the damage happened right after the size check.
 TRAIN_SCRIPT = """
 import os, shutil, sys
 from pathlib import Path
@@ -72,7 +72,7 @@ def train_and_damage(action: str, *, notices: bool = True) -> subprocess.Complet
 
 @pytest.fixture
 def uninterrupted_run(home: Path, text_file: Path, no_check: None) -> Path:
-    """The same training as run `whole`; its arrays are also in `kept`."""
+    """Train run `whole` without damage, and copy its arrays to `kept`."""
     assert cli.main([*TRAIN_COMMAND, "--run", "whole"]) == 0
     shutil.copytree(DATA_FOLDER, "kept")
     return home
@@ -88,7 +88,7 @@ def assert_resumes_to_the_same_bits() -> None:
 
 
 def assert_size_refused(capsys: Capture, *command: str) -> None:
-    """What is wrong now, and what may have been meant."""
+    """Check that a command reports the actual and the expected size of the array."""
     size, expected_size = (
         (folder / "train.bin").stat().st_size for folder in (DATA_FOLDER, Path("kept"))
     )
@@ -99,10 +99,10 @@ def assert_size_refused(capsys: Capture, *command: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 100])
 @pytest.mark.exact_bits
-def test_an_array_that_is_cut_short_is_named_at_once(
+def test_a_truncated_array_is_reported_immediately(
     uninterrupted_run: Path, capsys: Capture, size: int
 ) -> None:
-    """Also where the rest of its page would read as zeros."""
+    """Even if the rest of the memory page would read as zeros."""
     process = train_and_damage(f'os.truncate(folder / "train.bin", {size})')
     assert process.returncode == 2, process.stderr
     problem, remedy = process.stderr.splitlines()[-2:]
@@ -115,19 +115,19 @@ def test_an_array_that_is_cut_short_is_named_at_once(
 
 
 @pytest.mark.exact_bits
-def test_where_it_is_read_before_that_is_noticed_the_next_start_names_it(
+def test_a_truncated_array_is_reported_after_sigbus(
     uninterrupted_run: Path, capsys: Capture
 ) -> None:
-    """The system ends the process with SIGBUS, which cannot be helped."""
+    """The system kills the process with SIGBUS; the next start reports the cause."""
     process = train_and_damage('os.truncate(folder / "train.bin", 0)', notices=False)
-    # The latter where memory is limited, and another process waits for this one.
+    # 128 + SIGBUS if the command runs under a parent process that limits memory.
     assert process.returncode in (-signal.SIGBUS, 128 + signal.SIGBUS)
     assert_size_refused(capsys, *TRAIN_COMMAND, "--run", "a")
     assert_resumes_to_the_same_bits()
 
 
 @pytest.mark.exact_bits
-def test_another_file_under_its_name_changes_nothing_for_who_reads_the_old_one(
+def test_replacing_the_file_does_not_affect_a_running_process(
     uninterrupted_run: Path, capsys: Capture
 ) -> None:
     action = 'Path("new").write_bytes(b""); os.replace("new", folder / "train.bin")'
@@ -144,7 +144,7 @@ def test_another_file_under_its_name_changes_nothing_for_who_reads_the_old_one(
     [np.asarray, len, lambda ids: ids[:4].tolist()],
     ids=["as an array", "its length", "its first ids"],
 )
-def test_whoever_reads_a_cut_array_is_told(
+def test_reading_a_truncated_array_is_an_error(
     place: Path, split: str, read: Callable[[np.ndarray], object]
 ) -> None:
     tokens = getattr(open_dataset(DATA_FOLDER), split)

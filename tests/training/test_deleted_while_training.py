@@ -1,4 +1,4 @@
-"""Runs whose folder is deleted, moved or replaced while they train."""
+"""Runs whose folder is deleted, moved or replaced during training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def replace_folder() -> None:
     ids=["deleted", "moved", "replaced"],
 )
 @pytest.mark.exact_bits
-def test_a_training_stops_and_writes_nothing_more(
+def test_training_stops_and_writes_nothing_if_the_folder_is_gone(
     train: Any,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -80,10 +80,10 @@ def test_a_training_stops_and_writes_nothing_more(
             assert (final_state("moved")[array] == value).all(), array
 
 
-def test_what_was_written_while_a_run_was_deleted_goes_too(
+def test_a_checkpoint_written_during_deletion_is_removed(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`rm -rf` had listed the folder before the checkpoint had its name, and so left it."""
+    """`rm -rf` leaves a checkpoint that is renamed after it listed the folder."""
     original = checkpoint.save_checkpoint
 
     def save_then_delete(folder: Path, content: checkpoint.Checkpoint, **kwargs: Any) -> Path:
@@ -104,7 +104,7 @@ def test_what_was_written_while_a_run_was_deleted_goes_too(
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.json and all that describes it"])
-def test_no_checkpoints_are_deleted_with_it(
+def test_checkpoints_are_kept_if_only_run_files_are_deleted(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     names = ["run.json"] if name == "run.json" else ["run.json", "config.toml", "tokenizer.json"]
@@ -121,7 +121,9 @@ def test_no_checkpoints_are_deleted_with_it(
     checkpoint.load_checkpoint(checkpoint.checkpoint_folder(RUN_FOLDER / "checkpoints", 8))
 
 
-def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_does_not_recreate_a_deleted_folder(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(snapshots, "FIRST_SNAPSHOT_STEP", 8)
     original = runs.Run.save
 
@@ -136,7 +138,7 @@ def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyP
     assert list(Path("runs").iterdir()) == []
 
 
-def test_a_run_that_is_deleted_after_its_last_write_did_not_finish(
+def test_a_run_deleted_after_its_last_write_is_an_error(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = runs.Run.sync_logs
@@ -151,7 +153,7 @@ def test_a_run_that_is_deleted_after_its_last_write_did_not_finish(
         train("a")
 
 
-def test_a_comparison_stops_as_well(
+def test_a_comparison_stops_if_its_folder_is_gone(
     home: Path, tiny: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings_folder = Path("runs/compare/trainings")

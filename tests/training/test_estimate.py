@@ -24,7 +24,7 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
 
 
-def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model: Config) -> None:
+def test_estimate_training(trained: Path, tiny_model: Config) -> None:
     dataset = open_dataset(trained / "data" / "words")
     config = override_config(
         tiny_model, {"vocab_size": dataset.meta.vocab_size, "max_steps": 100, "eval_interval": 30}
@@ -42,10 +42,10 @@ def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model:
 
 
 @pytest.mark.parametrize("known", [None, 0.5])
-def test_of_many_micro_batches_few_are_taken(
+def test_only_a_few_of_many_micro_batches_are_timed(
     trained: Path, tiny_model: Config, monkeypatch: pytest.MonkeyPatch, known: float | None
 ) -> None:
-    """By a clock on which a micro-batch takes 3 seconds, an update 1, and compiling 2."""
+    """With a fake clock: a micro-batch takes 3 s, an update 1 s and compilation 2 s."""
     dataset = open_dataset(trained / "data" / "words")
     config = override_config(
         tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40, "batch_size": 2}
@@ -75,7 +75,7 @@ def test_of_many_micro_batches_few_are_taken(
     ("start", "steps", "every", "evaluations"),
     [(0, 100, 50, 2), (0, 100, 30, 4), (50, 100, 50, 1), (60, 100, 30, 2), (100, 100, 50, 0)],
 )
-def test_what_is_left_is_counted(
+def test_estimate_of_the_remaining_steps(
     tiny: Config, start: int, steps: int, every: int, evaluations: int
 ) -> None:
     config = override_config(tiny, {"max_steps": steps, "eval_interval": every})
@@ -89,7 +89,7 @@ def test_what_is_left_is_counted(
 
 @pytest.mark.parametrize("seconds", [20.0, 61.0, 600.0])
 @pytest.mark.parametrize("val_tokens", [1000, 50_000, 10_000_000])
-def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_tokens: int) -> None:
+def test_steps_within_a_time_budget(tiny: Config, seconds: float, val_tokens: int) -> None:
     step_estimate = Estimate(0.25, 1e-3, 0, val_tokens)
     config = override_config(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
     steps = step_estimate.steps_within(seconds, config)
@@ -101,8 +101,8 @@ def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_toke
     assert step_estimate.steps_within(0.1, config) == 0, "not even one"
 
 
-def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:
-    """By the same estimate that refuses: a smaller batch first, then a smaller model."""
+def test_the_suggested_settings_fit_into_memory(tiny_model: Config) -> None:
+    """By the same estimate; a smaller batch is suggested first, then a smaller model."""
     config = override_config(tiny_model, {"batch_size": 64, "block_size": 128})
     required = estimate_memory_bytes(config)
     limit = required // 3
@@ -141,7 +141,7 @@ def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check_model_memory(model)
 
 
-def test_the_estimate_grows_with_all_that_takes_memory(tiny_model: Config) -> None:
+def test_the_memory_estimate_grows_with_all_sizes(tiny_model: Config) -> None:
     before = estimate_memory_bytes(tiny_model)
     for change in ({"batch_size": 8}, {"n_layer": 4}, {"block_size": 16}, {"vocab_size": 999}):
         assert estimate_memory_bytes(override_config(tiny_model, change)) > before
@@ -151,7 +151,7 @@ def test_the_estimate_grows_with_all_that_takes_memory(tiny_model: Config) -> No
     assert min_training_bytes(tiny_model.model) < checkpointed < before
 
 
-def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
+def test_reference_results_match_model_data_and_optimizer(
     trained: Path, tiny_model: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset(trained / "data" / "words")
@@ -188,7 +188,7 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
     assert [reference and reference.val_loss for reference in results] == [1.5, 1.2]
 
 
-def test_every_measured_run_has_its_report() -> None:
+def test_every_reference_result_is_in_its_report() -> None:
     tree = tomllib.loads(
         (ROOT / "mlxgpt" / "training" / "reference_results.toml").read_text(encoding="utf-8")
     )
@@ -198,13 +198,13 @@ def test_every_measured_run_has_its_report() -> None:
         assert f"{run['bits_per_byte']:.3f}" in report
 
 
-def test_the_large_configs_are_the_models_they_are_named_after() -> None:
+def test_parameter_counts_of_the_builtin_configs() -> None:
     from mlxgpt.model.stats import count_parameters
 
     gpt2 = toml.load_config(toml.find_builtin_configs()["gpt2-124m"])
     assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied
     gpt1 = toml.load_config(toml.find_builtin_configs()["gpt1-117m"])
-    assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # and a last layer norm
+    assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # plus the final layer norm
     tier2 = toml.load_tier_config(2)
     assert 10e6 < count_parameters(tier2.model) < 30e6
     small = override_config(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})

@@ -1,6 +1,6 @@
-"""What is compared at full size on a GPU: run here as if the CPU were one, with MLX's own kernels
-for it and the CPU's for the reference. Sound models pass, with their numbers rounded as on any GPU;
-each check fails when what it runs is wrong.
+"""The full-size checks of a GPU, simulated on the CPU: MLX's kernels take the place of the GPU, and
+the CPU kernels are the reference. Correct models pass, also with GPU-like rounding, and each check
+fails on broken code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlxgpt.training.full_size_check import CheckResult
 from tests.helpers.tf32 import round_matmul_inputs
 
 Patch = pytest.MonkeyPatch
-IsBroken = Callable[[], bool]  # whether what is computed now is to be wrong
+IsBroken = Callable[[], bool]  # whether the current computation should be wrong
 
 MODERN = {
     "position": "rope",
@@ -39,14 +39,14 @@ CHECKS = [
 
 
 def make_config(**settings: Any) -> Config:
-    """Heads of 64 values, and as many of them as the CPU's own kernels need to take part."""
+    """A small model with head size 64, large enough for the CPU kernels to be used."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 128, "block_size": 32, "vocab_size": 65}
     config = config_from_tree({"model": shape, "train": {"dtype": "float32", "seed": 1}})
     return override_config(config, settings)
 
 
 class GpuState:
-    """What is being computed: the reference, which is right; or the evaluation."""
+    """What is being computed: the reference, which is never broken, or the evaluation."""
 
     reference = False
     evaluation = False
@@ -54,7 +54,7 @@ class GpuState:
 
 @pytest.fixture
 def gpu(monkeypatch: Patch) -> Iterator[GpuState]:
-    """MLX's own kernels, except for what is computed on the CPU to compare with."""
+    """MLX's kernels for everything except the reference on the CPU."""
     gpu = GpuState()
     original_use_cpu, make_eval_step = full_size_check.use_cpu, full_size_check.make_eval_step
 
@@ -80,7 +80,7 @@ def gpu(monkeypatch: Patch) -> Iterator[GpuState]:
     monkeypatch.setattr(full_size_check, "use_cpu", use_cpu_and_record)
     monkeypatch.setattr(full_size_check, "make_eval_step", make_recording_eval_step)
     monkeypatch.setattr(device, "on_cpu", lambda: gpu.reference)
-    mx.disable_compile()  # what is compiled takes long to compile, and is no other formula
+    mx.disable_compile()  # compilation is slow and does not change the formulas
     yield gpu
     mx.enable_compile()
 
@@ -94,7 +94,7 @@ def dtype(request: pytest.FixtureRequest, gpu: GpuState, monkeypatch: Patch) -> 
 
 @pytest.mark.parametrize("settings", [{}, MODERN], ids=["classic", "modern"])
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_sound_model_passes(
+def test_a_correct_model_passes(
     check: Callable[[Config], CheckResult], settings: dict[str, Any], dtype: str
 ) -> None:
     result = check(make_config(**settings, dtype=dtype))
@@ -113,12 +113,12 @@ def patch_attention(patch: Patch, is_broken: IsBroken, **changes: Callable[..., 
 
 
 def break_head_scale(patch: Patch, is_broken: IsBroken) -> None:
-    """1 / D instead of 1 / √D."""
+    """Scale attention by 1 / D instead of 1 / √D."""
     patch_attention(patch, is_broken, scale=lambda scale, k: scale**2)
 
 
 def break_mask(patch: Patch, is_broken: IsBroken) -> None:
-    """One token ahead is seen, or all that the cache has room for."""
+    """Let attention see one token ahead, or the whole capacity of the cache."""
 
     def look_ahead(mask: Any, k: mx.array) -> mx.array:
         if not isinstance(mask, str):
@@ -130,12 +130,12 @@ def break_mask(patch: Patch, is_broken: IsBroken) -> None:
 
 
 def is_decoding(args: tuple[Any, ...]) -> bool:
-    """Whether a forward pass is one of single tokens after those in a cache."""
+    """Whether a forward pass decodes single tokens with a filled cache."""
     return len(args) == 2 and args[1].position is not None
 
 
 def shift_positions(patch: Patch, is_broken: IsBroken) -> None:
-    """Positions are one off: those of a whole sequence, or of a token that is decoded."""
+    """Shift positions by one, in full passes and in decoding."""
     call, init = GPT.__call__, KVCache.__init__
 
     def call_shifted(self: GPT, *args: Any, **kwargs: Any) -> mx.array:
@@ -158,7 +158,7 @@ def shift_positions(patch: Patch, is_broken: IsBroken) -> None:
 
 @pytest.mark.parametrize("break_it", [break_head_scale, break_mask, shift_positions])
 @pytest.mark.parametrize("check", CHECKS)
-def test_what_is_wrong_is_seen(
+def test_broken_code_is_detected(
     check: Callable[[Config], CheckResult],
     break_it: Callable[[Patch, IsBroken], None],
     dtype: str,
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_seen(
     assert check_result.ok is False, check_result.detail
 
 
-def test_rotary_positions_of_single_tokens_are_checked(gpu: GpuState, monkeypatch: Patch) -> None:
+def test_rotary_positions_are_checked_in_decoding(gpu: GpuState, monkeypatch: Patch) -> None:
     shift_positions(monkeypatch, lambda: False)
     assert full_size_check.check_cached_logits(make_config(**MODERN)).ok is False
 
@@ -202,7 +202,7 @@ def test_a_gpu_is_checked_at_full_size(gpu: GpuState) -> None:
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_the_shortest_blocks_can_be_checked(block_size: int, gpu: GpuState) -> None:
+def test_the_smallest_block_sizes_can_be_checked(block_size: int, gpu: GpuState) -> None:
     for check in CHECKS:
         result = check(make_config(block_size=block_size))
         assert result.ok, result.detail

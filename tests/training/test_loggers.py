@@ -24,13 +24,15 @@ from tests.helpers.commands import TRAIN_ARGS, Capture, expect_error, run_progra
 from tests.helpers.training_runs import Recorder
 
 
-def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: Capture) -> None:
+def test_an_unknown_logger_is_refused(place: Path, capsys: Capture) -> None:
     line = ["train", "--tier", "1", "--source", "words.txt"]
     assert "unknown logger paper" in expect_error(capsys, *line, "--report-to", "paper")
 
 
 @pytest.mark.parametrize("to", loggers.INSTALL_COMMANDS)
-def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_logger_package_suggests_its_installation(
+    to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"{to} is not installed") as excinfo:
         loggers.make_logger(to)
@@ -38,16 +40,16 @@ def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class LeftoverLogger(loggers.TensorBoardLogger):
-    """A tracker whose package is not installed."""
+    """A logger whose package is not installed."""
 
     def __init__(self) -> None:
         loggers.MetricsLogger.__init__(self, "leftover")
 
 
-def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
+def test_an_output_folder_is_not_taken_for_the_package(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wandb writes to ./wandb, which Python takes for a package where there is no other."""
+    """Wandb writes to ./wandb, which Python would import if the package is missing."""
     (home / "leftover" / "run-1").mkdir(parents=True)
     monkeypatch.syspath_prepend(home)
     monkeypatch.setitem(loggers.INSTALL_COMMANDS, "leftover", "pip install leftover")
@@ -55,7 +57,7 @@ def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
         LeftoverLogger()
 
 
-def test_an_installation_that_cannot_be_imported_is_one_error(
+def test_a_failed_import_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install_wandb_module(monkeypatch, None)
@@ -72,7 +74,7 @@ def install_wandb_module(monkeypatch: pytest.MonkeyPatch, module: ModuleType | N
 
 
 class FakeWandb:
-    """Stands for the package wandb and for its run: the same names, and what they were given."""
+    """Fake of the wandb package and its run that records calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.init_calls: list[dict[str, Any]] = []
@@ -115,10 +117,10 @@ TRAIN_WITH_WANDB = [*TRAIN_ARGS, "--source", "data/words", "--report-to", "wandb
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_nobody_is_logged_in(
+def test_missing_wandb_login_is_reported(
     place: Path, capsys: Capture, wandb: FakeWandb, old: bool, no_check: None
 ) -> None:
-    """Said without a prompt, also by versions whose login has no `prompt`."""
+    """Without a prompt, also in wandb versions whose `login` has no `prompt` argument."""
     wandb.is_logged_in = False
     if old:
         wandb.module.__dict__.update(
@@ -130,13 +132,13 @@ def test_nobody_is_logged_in(
     assert wandb.logged_metrics[-1][0] == 4
 
 
-def test_the_key_of_an_older_version(wandb: FakeWandb) -> None:
+def test_api_key_of_an_older_wandb_is_accepted(wandb: FakeWandb) -> None:
     wandb.module.__dict__.update(login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key="k"))
     loggers.make_logger("wandb")
 
 
 @pytest.mark.parametrize("where", ["setup", "login", "init"])
-def test_what_fails_before_the_run_exists_is_one_error(
+def test_wandb_failures_before_training_are_reported(
     place: Path, capsys: Capture, wandb: FakeWandb, where: str, no_check: None
 ) -> None:
     def fail(**_: object) -> None:
@@ -146,7 +148,7 @@ def test_what_fails_before_the_run_exists_is_one_error(
     assert expect_error(capsys, *TRAIN_WITH_WANDB) == "wandb failed: timed out after 20 s"
 
 
-def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
+def test_wandb_init_timeout_is_set_and_can_be_overridden(
     train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a", report_to="wandb")
@@ -157,7 +159,7 @@ def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
 
 
 @pytest.mark.parametrize("where", ["log", "finish"])
-def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
+def test_a_failing_logger_warns_once_and_training_continues(
     train: Any,
     no_check: None,
     wandb: FakeWandb,
@@ -178,7 +180,7 @@ def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
     assert wandb.finish_count == (where == "log")
 
 
-def test_a_tracker_that_never_finishes_is_not_waited_for(
+def test_a_logger_that_never_finishes_is_abandoned(
     train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     finished = threading.Event()
@@ -203,7 +205,7 @@ def init(**_):
 """
 
 
-def test_the_program_ends_while_a_tracker_hangs(place: Path) -> None:
+def test_the_process_exits_despite_a_hanging_logger(place: Path) -> None:
     (place / "wandb").mkdir()
     (place / "wandb" / "__init__.py").write_text(HANGING_MODULE)
     process = run_program(*TRAIN_WITH_WANDB, timeout=300)
@@ -211,7 +213,7 @@ def test_the_program_ends_while_a_tracker_hangs(place: Path) -> None:
     assert "wandb did not finish" in process.stderr
 
 
-def test_it_gets_the_records_and_all_else_goes_on(
+def test_a_logger_gets_all_records_alongside_other_callbacks(
     train: Any, no_check: None, wandb: FakeWandb
 ) -> None:
     recorder = Recorder()
@@ -232,7 +234,7 @@ def test_it_gets_the_records_and_all_else_goes_on(
 def test_several_loggers_get_the_same_records(
     home: Path, text_file: Path, tiny: Config, no_check: None, wandb: FakeWandb
 ) -> None:
-    """As callbacks among others, without `report_to`."""
+    """Passed as callbacks, without `report_to`."""
     with loggers.WandbLogger() as first, loggers.WandbLogger() as second:
         recorder = Recorder()
         api.train(config=tiny, source=text_file, run="a", callbacks=[first, recorder, second])
@@ -241,7 +243,7 @@ def test_several_loggers_get_the_same_records(
     assert wandb.finish_count == 2
 
 
-def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
+def test_a_resumed_run_continues_the_same_wandb_run(
     train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = RunWriter.save
@@ -268,7 +270,7 @@ def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
     assert len({init_call["id"] for init_call in wandb.init_calls}) == 3
 
 
-def test_a_run_from_before_continues_where_it_was(
+def test_a_run_of_an_older_version_continues_its_wandb_run(
     train: Any, no_check: None, wandb: FakeWandb
 ) -> None:
     train("a", report_to="wandb", max_steps=12)

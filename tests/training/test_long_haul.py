@@ -1,5 +1,5 @@
-"""A hundred thousand steps: neither memory nor open files grow, and the metrics can be read
-throughout. Evaluations, samples and checkpoints are among them.
+"""100,000 steps with evaluations, samples and checkpoints: neither memory nor the number of open
+files grows, and the metrics can be read at any time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ api.train(config=config_from_tree(tree), source="words.txt", run="a", callbacks=
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux")
-def test_a_hundred_thousand_steps_take_no_more_than_a_few(home: Path, text_file: Path) -> None:
+def test_memory_and_open_files_do_not_grow_in_100_000_steps(home: Path, text_file: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, "100000"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -74,9 +74,7 @@ def test_a_hundred_thousand_steps_take_no_more_than_a_few(home: Path, text_file:
         samples[len(samples) // 2],
         samples[-1],
     )
-    _, first_resident, _ = samples[
-        1
-    ]  # the first evaluation is before much of what stays was loaded
+    _, first_resident, _ = samples[1]  # the first evaluation comes before all libraries are loaded
     assert all(abs(resident / first_resident - 1) < 0.05 for _, resident, _ in samples[1:])
     counts = [count for *_, count in samples]
     assert max(counts) <= min(counts) + 1, "one more where a checkpoint is still being written"

@@ -1,4 +1,4 @@
-"""The loop, with a writer that records what it is asked to write."""
+"""The training loop, with a fake writer that records its calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NEVER = 1000
 
 @pytest.fixture
 def tokens() -> TokenArray:
-    return TokenArray(np.arange(500) * 7 % 19, 19)  # every token says which is next
+    return TokenArray(np.arange(500) * 7 % 19, 19)  # each token determines the next one
 
 
 def with_intervals(
@@ -52,10 +52,10 @@ def make_step(config: Config) -> TrainStep:
 
 
 class FakeWriter:
-    """In place of the run's writer and its evaluations: records what is due.
+    """Fake of RunWriter and of evaluation that records calls.
 
     Args:
-        after: called with what is due, and the step.
+        after: called with the name of each call and the step.
     """
 
     def __init__(self, after: Any = lambda name, step: None) -> None:
@@ -95,17 +95,17 @@ class FakeWriter:
         return [step for name, step in self.calls if name == "save"]
 
     def finish(self, step: int, guard: SpikeGuard) -> None:
-        """Nothing is left."""
+        """There is nothing to finish."""
 
     def truncate_after(self, step: int) -> None:
         self.rolled_back.append(step)
 
     def log_rollback(self, step: int, spiked: int) -> None:
-        """Of the history."""
+        """The history is not recorded."""
 
 
 class StoppableGroup(LocalGroup):
-    """Asked after each step whether to stop."""
+    """A group that calls `stop` after each step."""
 
     def __init__(self, stop: Any) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def train(
     start: int = 0,
     guard: SpikeGuard | None = None,
 ) -> int:
-    """Updates done by the loop, with this step function and this writer in their places."""
+    """Run the training loop with the given step function and writer; return the last step."""
     writer = writer or FakeWriter()
     start_state = StartState(start, guard or SpikeGuard(), None, None)
     dataset: Any = SimpleNamespace(train=tokens, folder=Path("data"))
@@ -151,8 +151,8 @@ def train(
         return loop.run_training_loop(job, StoppableGroup(stop), Callback()).step
 
 
-def test_what_is_due_comes_in_order(tiny_model: Config, tokens: TokenArray) -> None:
-    """And everything at the end."""
+def test_saves_evaluations_and_logs_come_in_order(tiny_model: Config, tokens: TokenArray) -> None:
+    """All of them are due after the last step."""
     writer = FakeWriter()
     config = with_intervals(tiny_model, save=6, evaluate=4, log=5)
     assert train(make_step(config), tokens, config, writer=writer) == 12
@@ -168,7 +168,7 @@ def test_what_is_due_comes_in_order(tiny_model: Config, tokens: TokenArray) -> N
     ]
 
 
-def test_metrics_say_what_happened(tiny_model: Config, tokens: TokenArray) -> None:
+def test_step_metrics(tiny_model: Config, tokens: TokenArray) -> None:
     learning_rate, writer = learning_rate_schedule(tiny_model), FakeWriter()
     config = with_intervals(tiny_model, save=1)
     train(make_step(config), tokens, config, writer=writer)
@@ -181,7 +181,7 @@ def test_metrics_say_what_happened(tiny_model: Config, tokens: TokenArray) -> No
     assert all(a.seconds <= b.seconds for a, b in pairwise(metrics_by_step))
 
 
-def test_what_waits_for_the_device_is_no_time_of_training(
+def test_evaluations_and_saves_do_not_count_as_training_time(
     tiny_model: Config, tokens: TokenArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -197,11 +197,11 @@ def test_what_waits_for_the_device_is_no_time_of_training(
 
 
 class FakeDevice:
-    """In place of a GPU: steps that are handed over, and computed when somebody waits for them,
-    each in a second. Stands in for the step function, its numbers, MLX's functions and the clock.
+    """Fake GPU that computes submitted steps only when waited for, each in one second. It replaces
+    the step function, its results, MLX's functions and the clock.
 
     Args:
-        stop_step: the step after which it is to stop.
+        stop_step: step after which the loop should stop.
         blocks: whether a step is computed before the call returns, as on a CPU.
     """
 
@@ -241,7 +241,7 @@ class FakeDevice:
 
 
 class LazyScalar:
-    """A loss, or a norm, that is computed once its step is: the step's number."""
+    """A loss or norm whose value is the step's number; reading it waits for the step."""
 
     def __init__(self, device: FakeDevice, step: int) -> None:
         self.device, self.step = device, step
@@ -256,12 +256,10 @@ intervals = st.integers(1, 13)
 
 @pytest.mark.parametrize("blocks", [False, True])
 @given(log=intervals, save=intervals, evaluate=intervals, until=intervals)
-def test_a_step_is_logged_once_the_next_was_handed_over(
+def test_a_step_is_logged_after_the_next_is_submitted(
     tiny_model: Config, blocks: bool, log: int, save: int, evaluate: int, until: int
 ) -> None:
-    """Nothing waits for the device but what needs the weights; and it all comes in the same order,
-    with the same numbers, as if everything waited.
-    """
+    """Only calls that need the weights wait for the device; order and values do not change."""
     device = FakeDevice(until, blocks)
 
     def record_call(name: str, step: int) -> None:
@@ -299,14 +297,14 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
 
 @pytest.mark.parametrize("name", ["save", "log"])
 @pytest.mark.parametrize("interval", [1, 9, 10, 13])
-def test_a_spike_is_the_same_whoever_waits(
+def test_spikes_do_not_depend_on_when_losses_are_read(
     tiny_model: Config,
     tokens: TokenArray,
     interval: int,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The losses from step 9 on are too large; nothing is remembered of the steps after it."""
+    """Losses from step 9 on are above the limit; the guard records none of the later steps."""
 
     class Stop(Exception):
         pass
@@ -319,7 +317,7 @@ def test_a_spike_is_the_same_whoever_waits(
         raise Stop
 
     device, guard, writer = FakeDevice(13, blocks=False), Strict("rollback"), FakeWriter()
-    writer.calls.append(("save", 1))  # one to roll back to
+    writer.calls.append(("save", 1))  # a checkpoint to roll back to
     device.replace_mlx(monkeypatch)
     monkeypatch.setattr(loop.StepResultHandler, "roll_back", roll_back)
     with pytest.raises(Stop):
@@ -334,10 +332,10 @@ def test_a_spike_is_the_same_whoever_waits(
     assert [step for step, _ in guard.losses] == list(range(8))
 
 
-def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
+def test_metrics_do_not_depend_on_when_they_are_read(
     tiny_model: Config, tokens: TokenArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where a step is not computed yet when it was handed over."""
+    """As on a GPU, where a submitted step is computed later."""
     monkeypatch.setattr(device, "on_cpu", lambda: False)
     keys = ("step", "lr", "loss", "grad_norm")
     results = []
@@ -353,10 +351,8 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     assert [record["step"] for record in results[0][0]] == [2, 4, 6, 8, 10, 12]
 
 
-def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: TokenArray) -> None:
-    """The same one for a step whenever it is taken, and another for each. After a rollback a step
-    has that of the batch it takes.
-    """
+def test_every_step_has_a_different_dropout_key(tiny_model: Config, tokens: TokenArray) -> None:
+    """The key of a step is the same after resuming, and follows the batch after a rollback."""
     step_function = make_step(tiny_model)
 
     def keys_from(start: int, batch_offset: int = 0) -> list[str]:
@@ -380,7 +376,7 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
     assert keys_from(2, batch_offset=3)[:7] == keys[5:]
 
 
-def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: TokenArray) -> None:
+def test_training_stops_after_the_requested_step(tiny_model: Config, tokens: TokenArray) -> None:
     stop_requests, guard = iter([False, False, True]), SpikeGuard()
     config = with_intervals(tiny_model)
     last_step = train(
@@ -391,8 +387,8 @@ def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Toke
 
 
 @pytest.mark.exact_bits
-def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: TokenArray) -> None:
-    """Dropout is on. What is done between steps, here drawing random numbers, changes nothing."""
+def test_resuming_the_loop_is_bit_exact(tiny_model: Config, tokens: TokenArray) -> None:
+    """With dropout, and with random numbers drawn between steps."""
     uninterrupted, resumed = make_step(tiny_model), make_step(tiny_model)
     train(uninterrupted, tokens, tiny_model)
     start = 0
@@ -411,7 +407,7 @@ def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: TokenArray)
         assert (value == flatten_params(resumed.model.parameters())[name]).all(), name
 
 
-def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: TokenArray) -> None:
+def test_a_finished_run_does_no_steps(tiny_model: Config, tokens: TokenArray) -> None:
     step = make_step(tiny_model)
     before = np.array(step.model.wte.weight)
     assert train(step, tokens, tiny_model, start=12) == 12

@@ -15,8 +15,8 @@ from mlxgpt.training.optimizer import OptimizerGroups
 
 
 def orthogonalize_by_svd(x: np.ndarray) -> np.ndarray:
-    """What the steps do to a matrix, in double precision: each singular value alone goes through
-    the quintic.
+    """Reference for the Newton–Schulz steps in double precision: apply the quintic polynomial to
+    each singular value.
     """
     a, b, c = NS_COEFFICIENTS
     u, s, v = np.linalg.svd(x.astype(np.float64), full_matrices=False)
@@ -36,8 +36,8 @@ def update(muon: Muon, gradients: dict, state: dict, is_finite: bool = True) -> 
 
 @given(rows=st.integers(1, 12), more=st.integers(0, 20), seed=st.integers(0, 99))
 @settings(max_examples=25)
-def test_each_singular_value_goes_through_the_quintic(rows: int, more: int, seed: int) -> None:
-    """Of stacks of wide and tall matrices."""
+def test_orthogonalization_matches_the_svd(rows: int, more: int, seed: int) -> None:
+    """For stacks of wide and tall matrices."""
     rng = np.random.default_rng(seed)
     shapes = [(3, rows, rows + more), (2, rows + more, rows)]
     stacks = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
@@ -47,7 +47,7 @@ def test_each_singular_value_goes_through_the_quintic(rows: int, more: int, seed
             np.testing.assert_allclose(actual, orthogonalize_by_svd(matrix), atol=2e-4)
 
 
-def test_singular_values_come_near_one() -> None:
+def test_singular_values_are_close_to_one() -> None:
     x = mx.random.normal((16 * 48,), key=mx.random.key(0))
     (orthogonal,) = orthogonalize(x, [(1, 16, 48)])
     values = np.linalg.svd(np.array(orthogonal)[0], compute_uv=False)
@@ -56,15 +56,15 @@ def test_singular_values_come_near_one() -> None:
 
 
 def normalize_rows(step: np.ndarray, row_mean_squares: np.ndarray) -> np.ndarray:
-    """NorMuon's step of a Muon's; each row's running mean square is brought up to date."""
+    """Turn a step of Muon into one of NorMuon; updates the running mean squares in place."""
     row_mean_squares *= ROW_MOMENTUM
     row_mean_squares += (1 - ROW_MOMENTUM) * np.square(step).mean(axis=1)
     normalized = step / np.sqrt(row_mean_squares)[:, None]
     return normalized * np.linalg.norm(step) / np.linalg.norm(normalized)
 
 
-def test_without_decay_it_is_mlxs_own_with_even_rows() -> None:
-    """For matrices that are one: MLX's Muon, the same rate and momentum, over three steps."""
+def test_muon_matches_mlx_with_normalized_rows() -> None:
+    """Without weight decay, with the same rate and momentum, over three steps."""
     mlx_muon, rng = optim.Muon(0.02, 0.95, 0.0), np.random.default_rng(1)
     shapes = {"wide": (8, 20), "tall": (20, 8), "square": (8, 8), "also": (8, 8)}
     start = {name: random_normal(rng, *shape) for name, shape in shapes.items()}
@@ -82,8 +82,8 @@ def test_without_decay_it_is_mlxs_own_with_even_rows() -> None:
             np.testing.assert_allclose(steps[name], expected, atol=1e-3, err_msg=name)
 
 
-def test_no_row_moves_more_than_the_others_for_long() -> None:
-    """Whose gradient is always small, or in the way of another's, moves as much as each."""
+def test_updates_of_all_rows_have_about_the_same_size() -> None:
+    """Even where the gradient of a row is always very small or very large."""
     muon, rng = Muon({"a": (6, 4)}), np.random.default_rng(5)
     state, sizes = muon.init(), []
     for _ in range(40):
@@ -94,13 +94,13 @@ def test_no_row_moves_more_than_the_others_for_long() -> None:
     assert size.max() < 1.3 * size.min()
 
 
-def test_a_gradient_of_nothing_moves_nothing() -> None:
+def test_a_zero_gradient_gives_a_zero_update() -> None:
     muon = Muon({"a": (4, 6)})
     steps, _ = update(muon, {"a": mx.zeros((4, 6))}, muon.init())
     assert not steps["a"].any()
 
 
-def test_queries_keys_and_values_are_three_matrices() -> None:
+def test_queries_keys_and_values_are_orthogonalized_separately() -> None:
     gradient = random_normal(np.random.default_rng(2), 24, 8)
     name, third_gradients = (
         "h.0.attn.c_attn.weight",
@@ -109,7 +109,7 @@ def test_queries_keys_and_values_are_three_matrices() -> None:
     joint, separate = Muon({name: (24, 8)}), Muon(dict.fromkeys(third_gradients, (8, 8)))
     joint_step = np.array(update(joint, {name: gradient}, joint.init())[0][name])
     separate_steps = update(separate, third_gradients, separate.init())[0]
-    # In all but their rows' lengths, which are made even over all three.
+    # Equal except for the norms of the rows, which are normalized over all three matrices.
     stacked_steps = np.concatenate([np.array(separate_steps[name]) for name in third_gradients])
     for joint_row, separate_row in zip(joint_step, stacked_steps, strict=True):
         np.testing.assert_allclose(
@@ -121,8 +121,8 @@ def test_queries_keys_and_values_are_three_matrices() -> None:
     np.testing.assert_allclose(lengths, lengths.mean(), rtol=1e-4)
 
 
-def test_a_matrix_moves_alike_whatever_it_is_stacked_with() -> None:
-    """And its state is its own, by its name."""
+def test_stacking_does_not_change_the_update_of_a_matrix() -> None:
+    """The state of each matrix is the same, too."""
     rng = np.random.default_rng(4)
     shapes = {"h.0.attn.c_attn.weight": (24, 8), "b": (20, 8), "a": (20, 8), "c": (8, 20)}
     gradients = {name: random_normal(rng, *shape) for name, shape in shapes.items()}
@@ -146,7 +146,7 @@ def state_names(optimizer: OptimizerGroups, group: int) -> set[str]:
     return {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
 
 
-def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config) -> None:
+def test_muon_updates_block_matrices_and_adamw_the_rest(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"optimizer": "muon", "bias": False})
     assert config.optim.embedding_learning_rate == 0
     parameters = flatten_params(GPT(config.model).trainable_parameters())
@@ -171,7 +171,7 @@ def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config
 
 
 @pytest.mark.parametrize(("rate", "decay"), [(0.0, 0.1), (1e-3, 0.0), (1e-3, 0.1)])
-def test_rates_are_relative_to_adamws_and_decay_is_apart(rate: float, decay: float) -> None:
+def test_muon_learning_rate_and_decoupled_weight_decay(rate: float, decay: float) -> None:
     options = {"optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.02}
     parameters = {"h.0.weight": 3 * mx.eye(4)}
     optimizer = OptimizerGroups(OptimConfig(**options, weight_decay=decay), parameters)  # type: ignore[arg-type]

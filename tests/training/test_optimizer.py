@@ -27,7 +27,7 @@ def assert_same_arrays(actual: Arrays, expected: Arrays) -> None:
         assert mx.array_equal(value, expected[name]).item(), name
 
 
-def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
+def test_adamw_matches_pytorch_with_decay_only_on_matrices() -> None:
     stored = reference.load_arrays()
     values = {name: mx.array(stored[f"adamw:{name}:start"]) for name in ("matrix", "vector")}
     optimizer = OptimizerGroups(OptimConfig(weight_decay=0.1), values)
@@ -42,7 +42,7 @@ def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_adamw_has_the_bits_of_mlxs(compiled: bool) -> None:
+def test_adamw_matches_mlx_bit_for_bit(compiled: bool) -> None:
     rng = np.random.default_rng(0)
     config = OptimConfig(beta1=0.9, beta2=0.99, weight_decay=0.1)
     values = {"wide": mx.array(rng.normal(size=(9, 33)).astype(np.float32))}
@@ -61,7 +61,7 @@ def test_adamw_has_the_bits_of_mlxs(compiled: bool) -> None:
         )
 
 
-def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config) -> None:
+def test_embeddings_can_have_a_separate_rate_and_no_decay(tiny_model: Config) -> None:
     rate_options = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
     model_options = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
     config = override_config(tiny_model, {**rate_options, **model_options})
@@ -87,10 +87,10 @@ def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
-def test_a_bad_step_changes_nothing(
+def test_a_nonfinite_step_changes_nothing(
     tiny_model: Config, optimizer: str, first: bool, eps: float
 ) -> None:
-    """Whatever its gradient, loss and learning rate are."""
+
     config = override_config(tiny_model, {"optimizer": optimizer, "bias": False, "eps": eps})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     groups = OptimizerGroups(config.optim, parameters)
@@ -105,8 +105,8 @@ def test_a_bad_step_changes_nothing(
     assert_same_arrays(new_state, state)
 
 
-def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> None:
-    """And is the same when it was read by them."""
+def test_state_dict_has_the_names_of_mlx_optimizers(tiny_model: Config) -> None:
+    """It also round-trips exactly."""
     config = override_config(tiny_model, {"optimizer": "muon", "embedding_learning_rate": 0.1})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
@@ -119,7 +119,7 @@ def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
+def test_split_by_work_is_even_and_complete(tiny_model: Config, optimizer: str) -> None:
     options = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
     config = override_config(tiny_model, options)
     parameters = flatten_params(GPT(config.model).parameters())
@@ -135,7 +135,7 @@ def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimiz
     assert sorted(split_by_work(parameters, config.optim, 1)[0]) == sorted(parameters)
 
 
-def test_clipping_is_by_the_global_norm() -> None:
+def test_clipping_uses_the_global_norm() -> None:
     stored = reference.load_arrays()
     before = [mx.array(stored[f"clip:{n}:before"]) for n in (0, 1)]
     after, norm = optim.clip_grad_norm(before, 1.0)

@@ -1,4 +1,4 @@
-"""Several ranks end as one does, whatever happens to them during training."""
+"""Training on several ranks gives the same result as on one, also after failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = {
     **TINY,
     "train": {**TINY["train"], "max_steps": STEPS, "batch_size": 24, "log_interval": 1},
 }
-# Each rank has dropout of its own, so without it they are compared with one.
+# Each rank has a different dropout mask, so comparisons with one rank need runs without dropout.
 NO_DROPOUT = {**CONFIG, "model": {**CONFIG["model"], "dropout": 0.0}}
 PLAN: dict[str, Any] = {"config": CONFIG}
 
@@ -43,14 +43,14 @@ def have_same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> 
 
 @pytest.fixture
 def single_rank_state(home: Path, text_file: Path) -> dict[str, np.ndarray]:
-    """What one rank ends with, without dropout; its run is gone."""
+    """Final state of a run on one rank without dropout; the run is deleted."""
     train_on_ranks({"config": NO_DROPOUT}, 1)
     final = final_run_state()
     shutil.rmtree("runs")
     return final
 
 
-def test_two_and_four_ranks_end_within_rounding_of_one(
+def test_two_and_four_ranks_match_one_within_rounding(
     single_rank_state: dict[str, np.ndarray],
 ) -> None:
     for size in (2, 4):
@@ -69,8 +69,8 @@ def test_two_and_four_ranks_end_within_rounding_of_one(
         shutil.rmtree("runs")
 
 
-def test_gradients_in_16_bits_end_near_those_in_32(home: Path, text_file: Path) -> None:
-    """With a larger eps, since AdamW divides a gradient near 0, and its rounding, by its size."""
+def test_bfloat16_gradients_end_near_float32_gradients(home: Path, text_file: Path) -> None:
+    """With a larger eps, as AdamW amplifies the rounding of gradients near 0."""
     final_states = []
     for reduce_dtype in ("bfloat16", "float32"):
         optim = {**CONFIG["optim"], "eps": 1e-3}
@@ -84,18 +84,18 @@ def test_gradients_in_16_bits_end_near_those_in_32(home: Path, text_file: Path) 
 
 
 @pytest.mark.exact_bits
-def test_killed_at_random_they_end_as_if_nobody_had_been(home: Path, text_file: Path) -> None:
+def test_resume_after_random_kills_is_bit_exact(home: Path, text_file: Path) -> None:
     kill_random_ranks(2, 3, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
 @pytest.mark.exact_bits
-def test_fifty_kills_over_four_ranks(home: Path, text_file: Path) -> None:
+def test_resume_after_50_kills_of_four_ranks_is_bit_exact(home: Path, text_file: Path) -> None:
     kill_random_ranks(50, 4, random.randrange(1 << 30), steps=60)
 
 
-def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
-    """As one whose machine has left the network: it says nothing, and its connections stay."""
+def test_a_hanging_rank_ends_all_ranks(home: Path, text_file: Path) -> None:
+    """As after a network failure: no messages, but the connections stay open."""
     with RankProcesses(
         [make_plan(max_steps=100_000, eval_interval=1000, save_interval=1000)] * 3
     ) as ranks:
@@ -116,21 +116,21 @@ def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
 
 
 @pytest.mark.exact_bits
-def test_asked_to_stop_they_stop_at_one_step_and_go_on(home: Path, text_file: Path) -> None:
+def test_a_signal_stops_all_ranks_at_the_same_step(home: Path, text_file: Path) -> None:
     plan = make_plan(max_steps=200, eval_interval=100, save_interval=100)
     train_on_ranks(plan, 2)
     expected_state, expected_metrics = final_run_state(), metrics("a")
     shutil.rmtree("runs")
     with RankProcesses([plan] * 2) as ranks:
         wait_until(lambda: count_logged_steps() > 3)
-        ranks.processes[1].send_signal(signal.SIGINT)  # one is enough
+        ranks.processes[1].send_signal(signal.SIGINT)  # one rank is enough
         assert ranks.wait().codes == [0, 0]
     assert 0 < last_saved_step("a") < 200
     train_on_ranks(plan, 2)
     assert_same_run(expected_state, expected_metrics)
 
 
-def test_resumed_by_another_number_it_says_so(home: Path, text_file: Path) -> None:
+def test_resuming_with_a_different_number_of_ranks_is_reported(home: Path, text_file: Path) -> None:
     half_plan = make_plan(max_steps=8)
     full_plan = {"config": {**CONFIG, "optim": {**CONFIG["optim"], "decay_steps": 16}}}
     half_plan = {"config": {**full_plan["config"], "train": half_plan["config"]["train"]}}
@@ -147,7 +147,7 @@ def test_resumed_by_another_number_it_says_so(home: Path, text_file: Path) -> No
     assert json.loads(line)["on"]["ranks"] == "2"
 
 
-def test_a_spike_takes_all_back_as_one(home: Path, text_file: Path) -> None:
+def test_a_spike_rolls_back_all_ranks(home: Path, text_file: Path) -> None:
     final_states = []
     for size in (1, 3):
         config = {**NO_DROPOUT, "train": {**CONFIG["train"], "on_spike": "rollback"}}
@@ -161,7 +161,7 @@ def test_a_spike_takes_all_back_as_one(home: Path, text_file: Path) -> None:
         np.testing.assert_allclose(final_states[1][name], value, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
-def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: Path) -> None:
+def test_an_error_on_one_rank_ends_all_with_its_message(home: Path, text_file: Path) -> None:
     low_memory_plan = {**PLAN, "memory_limit": 1e-6}
     with RankProcesses([PLAN, low_memory_plan]) as ranks:
         results = ranks.wait()
@@ -172,7 +172,9 @@ def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: P
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_where_a_gpu_fails_all_end_saved(home: Path, text_file: Path, rank: int) -> None:
+def test_a_gpu_failure_on_one_rank_saves_and_ends_all(
+    home: Path, text_file: Path, rank: int
+) -> None:
     plans: list[dict[str, Any]] = [PLAN, PLAN]
     plans[rank] = {**PLAN, "gpu_failure": 9}
     with RankProcesses(plans) as ranks:
@@ -183,9 +185,7 @@ def test_where_a_gpu_fails_all_end_saved(home: Path, text_file: Path, rank: int)
     assert last_saved_step("a") > 0
 
 
-def test_other_settings_and_data_are_named_before_the_first_step(
-    home: Path, text_file: Path
-) -> None:
+def test_different_settings_are_reported_before_the_first_step(home: Path, text_file: Path) -> None:
     with RankProcesses([PLAN, make_plan(seed=8), PLAN]) as ranks:
         results = ranks.wait()
     assert 0 not in results.codes
@@ -202,7 +202,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def kill_random_ranks(kills: int, size: int, seed: int, steps: int = 30) -> None:
-    """Kill one rank of some at a random moment, again and again; print what came of it."""
+    """Repeatedly kill a random rank at a random moment and resume; print a table of the results."""
     print(f"seed {seed}\n\n| kill | rank | steps done | all ended after |\n|---|---|---|---|")
     rng = random.Random(seed)
     plan = make_plan(max_steps=steps)
@@ -215,11 +215,11 @@ def kill_random_ranks(kills: int, size: int, seed: int, steps: int = 30) -> None
     while kill_count < kills:
         victim, sessions = rng.randrange(size), count_sessions()
         with RankProcesses([plan] * size) as ranks:
-            if rng.random() < 0.8:  # else perhaps before they have met
+            if rng.random() < 0.8:  # otherwise possibly before the ranks are connected
                 wait_until(partial(has_session_started, sessions, ranks))
             time.sleep(rng.uniform(0, 0.5) * seconds)
             step = count_logged_steps() if count_sessions() > sessions else None
-            if ranks.processes[victim].poll() is not None:  # it was too late
+            if ranks.processes[victim].poll() is not None:  # the run had already finished
                 assert ranks.wait().codes == [0] * size
                 assert_same_run(expected_state, expected_metrics)
                 finished_count += 1
@@ -227,7 +227,7 @@ def kill_random_ranks(kills: int, size: int, seed: int, steps: int = 30) -> None
                 continue
             start_time = time.monotonic()
             ranks.processes[victim].kill()
-            if step is None:  # they have perhaps not met yet: then mlx.launch ends them
+            if step is None:  # possibly not connected yet, when mlx.launch would end them
                 time.sleep(1)
                 for process in ranks.processes:
                     process.terminate()
@@ -239,7 +239,7 @@ def kill_random_ranks(kills: int, size: int, seed: int, steps: int = 30) -> None
             flush=True,
         )
         other_codes = [code for rank, code in enumerate(results.codes) if rank != victim]
-        if step is not None and any(other_codes):  # else it was killed when all was done
+        if step is not None and any(other_codes):  # otherwise killed after the last step
             assert elapsed < 60
             assert set(other_codes) == {1}
             stderr = "".join(results.errors)
@@ -252,12 +252,12 @@ def kill_random_ranks(kills: int, size: int, seed: int, steps: int = 30) -> None
 
 
 def count_logged_steps() -> int:
-    """Steps that are logged."""
+    """Number of log lines, one per step."""
     return len(metrics("a")) if Path("runs/a/metrics.jsonl").exists() else 0
 
 
 def count_sessions() -> int:
-    """How often the training was begun, or went on."""
+    """Number of times the run was started or resumed."""
     history = Path("runs/a/history.jsonl")
     return len(history.read_text().splitlines()) if history.exists() else 0
 

@@ -1,4 +1,4 @@
-"""Trainings that are interrupted, and go on."""
+"""Interrupting and resuming training runs."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from tests.helpers.training_runs import (
     metrics,
 )
 
-pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check is tested separately
 
 
 class SimulatedCrash(Exception):
-    """The process dies here."""
+    """Simulates a crash of the process."""
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("parts", [{}, {**MODERN_PARTS, **MODERN_STEPS}], ids=["classic", "modern"])
 @pytest.mark.exact_bits
-def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
+def test_resume_after_three_interruptions_is_bit_exact(
     train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, parts: dict[str, Any]
 ) -> None:
-    """Dropout is on. The interrupted run evaluates, logs and saves at other steps."""
+    """With dropout; the interrupted run evaluates, logs and saves at different steps."""
     settings = {"gradient_accumulation_steps": accumulation, "max_steps": 30, **parts}
     settings["eval_tokens"] = 16
     train("whole", **settings)
@@ -70,7 +70,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
 
 
 class ScriptedStops:
-    """In place of the signals: a script of when to stop."""
+    """Replacement for the stop signals that reads from an iterator."""
 
     def __init__(self, script: Any) -> None:
         self.script = script
@@ -83,7 +83,7 @@ class ScriptedStops:
 
 @pytest.mark.parametrize("name", ["save", "add_evaluation", "log"])
 @pytest.mark.exact_bits
-def test_a_run_that_died_while_writing_is_made_whole(
+def test_resume_after_a_crash_while_writing_is_bit_exact(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     train("whole")
@@ -112,7 +112,7 @@ def test_a_run_that_died_while_writing_is_made_whole(
 def train_and_stop(
     monkeypatch: pytest.MonkeyPatch, train: Any, steps: int, from_step: int = 0, **settings: Any
 ) -> None:
-    """Train run a for some steps, then stop it."""
+    """Train run `a` for some steps, then stop it."""
     with monkeypatch.context() as patch:
         script = iter([False] * (steps - 1) + [True])
         patch.setattr(loop, "catch_stop_signals", lambda: ScriptedStops(script))
@@ -131,10 +131,10 @@ def read_history(run: str) -> list[dict[str, Any]]:
         {"gradient_checkpointing": True},
     ],
 )
-def test_who_is_out_of_memory_may_go_on_with_less(
+def test_resume_with_settings_that_need_less_memory(
     train: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """The same sequences in each step: the same training, but for rounding."""
+    """Each step has the same sequences, so the result is the same except for rounding."""
     train("whole", dropout=0.0, batch_size=4)
     train_and_stop(monkeypatch, train, 5, dropout=0.0, batch_size=4)
     recorder = Recorder()
@@ -157,7 +157,7 @@ def test_who_is_out_of_memory_may_go_on_with_less(
         train("a", **{"dropout": 0.0, **change, "batch_size": 2})
 
 
-def test_what_bits_do_not_hang_on_is_noted_only(
+def test_changed_settings_without_numerical_effect_are_only_logged(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_and_stop(monkeypatch, train, 5)
@@ -167,7 +167,7 @@ def test_what_bits_do_not_hang_on_is_noted_only(
     assert read_history("a")[1]["changed"] == {"on_spike": ["ignore", "skip"]}
 
 
-def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_environment_is_logged(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"mlx": "0.32.4", "BLAS threads": "2"}
     monkeypatch.setattr(resume, "describe_environment", lambda ranks: environment)
     train_and_stop(monkeypatch, train, 5)
@@ -183,7 +183,9 @@ def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert [entry["on"]["BLAS threads"] for entry in read_history("a")] == ["2", "8"]
 
 
-def test_on_the_same_machine_nothing_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_environment_is_not_logged(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_and_stop(monkeypatch, train, 5)
     recorder = Recorder()
     train("a", recorder)
@@ -203,12 +205,10 @@ def test_on_the_same_machine_nothing_is_told(train: Any, monkeypatch: pytest.Mon
     ],
     ids=str,
 )
-def test_resuming_checks_again_what_could_have_changed_since(
+def test_self_check_runs_again_in_a_changed_environment(
     train: Any, monkeypatch: pytest.MonkeyPatch, change: Any, is_checked: bool
 ) -> None:
-    """The self-check runs before each new run, and before one is resumed in another environment
-    than it was last trained in, or in an unknown one.
-    """
+    """It runs before each new run, and when resuming in a different or unknown environment."""
     checked: list[Config] = []
 
     def check(config: Config) -> Iterator[CheckResult]:
@@ -230,7 +230,9 @@ def test_resuming_checks_again_what_could_have_changed_since(
     assert len(checked) == 1 + is_checked, "the new environment was recorded"
 
 
-def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_self_check_stops_a_resumed_run(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_and_stop(monkeypatch, train, 5)
     before = {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()}
     monkeypatch.setattr(
@@ -244,9 +246,7 @@ def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.Monk
     assert {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()} == before
 
 
-def test_a_history_that_is_gone_or_damaged_is_none(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_history_is_ignored(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train_and_stop(monkeypatch, train, 5)
     Path("runs/a/history.jsonl").write_text('{"step": 0, "on": 3}\n{"ste')
     recorder = Recorder()
@@ -254,8 +254,8 @@ def test_a_history_that_is_gone_or_damaged_is_none(
     assert recorder.log_lines == ["resuming a from step 5"]
 
 
-def test_who_resumes_need_not_wait_for_timings(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a step takes is known from the run; one is taken, for its memory."""
+def test_resuming_does_not_measure_step_times(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step time is known from the run; only memory is measured, with one short step."""
     train_and_stop(monkeypatch, train, 5, gradient_accumulation_steps=3)
     micro_batches: list[int] = []
     original = estimate.take_steps
@@ -272,7 +272,7 @@ def test_who_resumes_need_not_wait_for_timings(train: Any, monkeypatch: pytest.M
     assert recorder.estimate.seconds > 0
 
 
-def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
+def test_a_finished_run_is_left_unchanged(train: Any) -> None:
     train("a")
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
     recorder = Recorder()
@@ -283,7 +283,7 @@ def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
 
 
 @pytest.mark.exact_bits
-def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -> None:
+def test_a_run_can_be_extended_if_the_schedule_has_decay_steps(train: Any) -> None:
     train("a", decay_steps=12)
     recorder = Recorder()
     assert train("a", recorder, decay_steps=12, max_steps=20).step == 20
@@ -294,7 +294,7 @@ def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -
     assert all((value == b[name]).all() for name, value in a.items())
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("whole", decay_steps=12)
@@ -311,7 +311,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
     assert [record["step"] for record in metrics("a")] == [2, 4, 6, 8, 10, 12, 13]
 
 
-def test_a_run_that_is_resumed_is_estimated_for_what_is_left(train: Any) -> None:
+def test_estimate_of_a_resumed_run_covers_the_remaining_steps(train: Any) -> None:
     train("a", max_steps=8, decay_steps=12)
     recorder = Recorder()
     train("a", recorder, max_steps=12, decay_steps=12)
@@ -320,7 +320,7 @@ def test_a_run_that_is_resumed_is_estimated_for_what_is_left(train: Any) -> None
 
 
 @pytest.mark.exact_bits
-def test_a_training_that_grows_beyond_its_memory_is_saved(
+def test_exceeding_the_memory_limit_saves_and_stops(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory_calls: list[int] = []
@@ -369,7 +369,7 @@ print(summary.interrupted, summary.step)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name: str) -> None:
+def test_a_stop_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN_SCRIPT],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -388,8 +388,8 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name:
     assert int(step) == last_saved_step("a") > 0
 
 
-def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
-    """The handler itself writes nothing: writing to a stream is not reentrant."""
+def test_a_stop_signal_during_logging_is_handled(train: Any) -> None:
+    """The signal handler must not write, since writing to a stream is not reentrant."""
 
     class Writing(Recorder):
         def on_log(self, record: dict[str, Any]) -> None:
@@ -408,7 +408,7 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
     assert threads[0] != threading.main_thread().name
 
 
-def test_a_resumed_run_removes_what_a_killed_process_left(train: Any) -> None:
+def test_a_resumed_run_removes_leftovers_of_a_killed_process(train: Any) -> None:
     train("a")
     leftovers = [Path("runs/a/checkpoints", name) for name in (".writing-x", ".step-0000004.gone")]
     for folder in leftovers:

@@ -1,4 +1,4 @@
-"""Trainings whose files cannot be read or written for a moment, and lose nothing."""
+"""Runs lose nothing when files temporarily cannot be read or written."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def read_tree(folder: Path) -> dict[Path, bytes]:
 
 
 def assert_same_as_uninterrupted(train: Any, *missing_steps: int) -> None:
-    """The same command once more ends with the same bits and notes as one that nothing stopped,
-    but for the metrics of the steps that are missing.
+    """Check that resuming gives the same weights and logs as an uninterrupted run, except for the
+    metrics of `missing_steps`.
     """
     train("a", max_steps=24, decay_steps=24)
     train("b", max_steps=24, decay_steps=24)
@@ -53,7 +53,7 @@ def assert_same_as_uninterrupted(train: Any, *missing_steps: int) -> None:
     ],
 )
 @pytest.mark.exact_bits
-def test_no_failed_open_loses_what_was_noted(
+def test_a_failed_open_loses_no_logs(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
     train("a", max_steps=12, decay_steps=24)
@@ -71,7 +71,7 @@ def test_no_failed_open_loses_what_was_noted(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES])
-def test_the_best_is_kept_while_it_cannot_be_read(
+def test_the_best_checkpoint_is_kept_while_best_json_is_unreadable(
     train: Any, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     losses = itertools.count(1.0)
@@ -99,7 +99,7 @@ def test_the_best_is_kept_while_it_cannot_be_read(
 @pytest.mark.parametrize(
     ("name", "step", "saved", "number", "missing"),
     [
-        ("log", 10, 11, errno.EIO, ()),  # the next step was handed over; written later
+        ("log", 10, 11, errno.EIO, ()),  # the next step was already submitted; logged later
         ("log", 10, 11, errno.ENOSPC, (10,)),
         ("log", 8, 8, errno.EIO, ()),
         ("add_sample", 8, 8, errno.EIO, ()),
@@ -107,7 +107,7 @@ def test_the_best_is_kept_while_it_cannot_be_read(
     ],
 )
 @pytest.mark.exact_bits
-def test_notes_that_cannot_be_written_end_the_training_saved(
+def test_unwritable_logs_save_and_end_training(
     train: Any,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -116,7 +116,7 @@ def test_notes_that_cannot_be_written_end_the_training_saved(
     number: int,
     missing: tuple[int, ...],
 ) -> None:
-    """Also between two checkpoints. Half a line was written. What fails once is tried again."""
+    """Also between two checkpoints and after a partial line; failed writes are retried once."""
     failed_steps: list[int] = []
     monkeypatch.setattr(runs.Run, "best", lambda run: None)  # each evaluation is the best
     original = getattr(runs.Run, name)
@@ -143,10 +143,10 @@ def test_notes_that_cannot_be_written_end_the_training_saved(
 
 
 @pytest.mark.exact_bits
-def test_a_line_that_is_written_in_spite_of_an_error_is_there_once(
+def test_a_line_written_despite_an_error_is_not_repeated(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where closing the file fails."""
+    """As when closing the file fails."""
     failed_steps: list[int] = []
     original = runs.Run.log
 
@@ -185,10 +185,10 @@ def false_on_error(predicate: Callable[[Path], bool]) -> Callable[[Path], bool]:
     ],
 )
 @pytest.mark.exact_bits
-def test_no_failed_stat_begins_a_run_again(
+def test_a_failed_stat_does_not_restart_a_run(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
-    """Where Path's own predicates answer as from Python 3.14 on."""
+    """With Path's predicates returning False on errors, as from Python 3.14 on."""
     train("a", max_steps=12, decay_steps=24)
     before = read_tree(RUN_FOLDER / "checkpoints")
     original, calls = os.stat, []
@@ -221,7 +221,7 @@ def test_no_failed_stat_begins_a_run_again(
         )
     ),
 )
-def test_resuming_never_passes_over_a_checkpoint_that_cannot_be_read(
+def test_resuming_never_skips_an_unreadable_checkpoint(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     train("a", max_steps=12, decay_steps=24)

@@ -1,4 +1,4 @@
-"""Training runs whose GPU fails: simulated on the CPU by errors where the device is waited for."""
+"""GPU failures, simulated on the CPU by raising errors in calls that wait for the device."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ SHORT_SETTINGS = {
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed estimate: how many steps are timed would depend on the machine."""
+    """Use a fixed estimate, since the number of timed steps depends on the machine."""
     estimate = Estimate(0.01, 1e-5, 1, 100)
     monkeypatch.setattr(setup, "estimate_training", lambda *_: estimate)
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses before retries, which take no time."""
+    """Pauses before retries in seconds; they are recorded without sleeping."""
     seconds: list[float] = []
     monkeypatch.setattr(retries, "sleep", seconds.append)
     return seconds
 
 
 class DeviceWaits:
-    """Counts the waits for the device, and fails at those in `failure_at`, with their text."""
+    """Counts calls that wait for the device, and raises the errors that `failure_at` returns."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -96,7 +96,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceWaits]:
 
 
 def assert_same_run(run_a: str, run_b: str) -> None:
-    """Both have the same bits, metrics, samples and best checkpoint."""
+    """Check that two runs have the same weights, metrics, samples and best checkpoint."""
     assert metrics(run_a) == metrics(run_b)
     samples = [(Path("runs") / run / "samples.txt").read_text() for run in (run_a, run_b)]
     assert samples[0] == samples[1]
@@ -107,11 +107,11 @@ def assert_same_run(run_a: str, run_b: str) -> None:
 
 
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_failure_at_any_wait_changes_no_bit(
+def test_a_gpu_failure_at_any_time_does_not_change_the_result(
     train: Any, waits: DeviceWaits, pauses: list[float], every: int
 ) -> None:
-    """At every wait, or at some of them all through the run, the last one included."""
-    train("whole", **SHORT_SETTINGS)  # which also measures this machine, once
+    """At every call that waits for the device, or at every 11th."""
+    train("whole", **SHORT_SETTINGS)  # also measures this machine, once
     waits.count = 0
     train("again", **SHORT_SETTINGS)
     total = waits.count
@@ -127,7 +127,7 @@ def test_a_failure_at_any_wait_changes_no_bit(
 
 
 def fail_from(waits: DeviceWaits, first_wait: int, *errors: str) -> None:
-    """From a wait on, one failure after the other, each at the first wait that comes."""
+    """Raise one error after the other, at each wait from `first_wait` on."""
     remaining = list(errors)
     waits.count = 0
     waits.failure_at = lambda number: (
@@ -135,7 +135,7 @@ def fail_from(waits: DeviceWaits, first_wait: int, *errors: str) -> None:
     )
 
 
-def test_a_gpu_that_stays_refused_stops_the_run_saved(
+def test_repeated_gpu_failures_stop_the_run(
     train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
     recorder = Recorder()
@@ -162,10 +162,10 @@ def test_a_gpu_that_stays_refused_stops_the_run_saved(
     assert_same_run("whole", "a")
 
 
-def test_a_row_of_failures_ends_where_a_further_step_was_logged(
+def test_progress_resets_the_number_of_failures(
     train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
-    """Every attempt fails after two more steps: far more failures than a row may have."""
+    """Every attempt fails after two more steps, more often than is allowed without progress."""
     train("whole", log_interval=1)
     recorder, furthest = Recorder(), [0]
 
@@ -180,7 +180,7 @@ def test_a_row_of_failures_ends_where_a_further_step_was_logged(
     assert_same_run("whole", "a")
 
 
-def test_without_memory_the_micro_batch_is_halved_and_noted(
+def test_out_of_memory_halves_the_micro_batch(
     train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
     train("whole", dropout=0.0, **SHORT_SETTINGS)
@@ -212,7 +212,7 @@ def test_without_memory_the_micro_batch_is_halved_and_noted(
 @pytest.mark.parametrize(
     ("before", "after"), [((12, 1), (6, 2)), ((3, 2), (1, 6)), ((9, 1), (3, 3))]
 )
-def test_a_smaller_micro_batch_takes_the_same_step(
+def test_a_smaller_micro_batch_keeps_the_effective_batch_size(
     tiny: Any, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     names = "batch_size", "gradient_accumulation_steps"
@@ -225,10 +225,10 @@ def test_a_smaller_micro_batch_takes_the_same_step(
         retries._reduce_batch_size(override_config(config, {"batch_size": 1}), failure, "")
 
 
-def test_cuda_is_not_tried_again_but_where_memory_ran_out(
+def test_cuda_is_retried_only_after_out_of_memory(
     train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
-    """Other errors of CUDA fail every later call of the process."""
+    """After other CUDA errors, every later call of the process fails."""
     timeout_error = "cudaStreamSynchronize(stream_) failed: the launch timed out and was terminated"
     waits.failure_at = lambda number: timeout_error
     with pytest.raises(UserError, match=r"the GPU failed: cudaStream.*; no checkpoint was saved"):
@@ -239,7 +239,7 @@ def test_cuda_is_not_tried_again_but_where_memory_ran_out(
     assert pauses == [5.0]
 
 
-def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
+def test_a_metal_compile_failure_restarts_without_compilation(
     train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error"
@@ -254,13 +254,13 @@ def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
     line = execution.compile_failure() or ""
     assert line.startswith("Metal failed to compile a kernel ([metal::Device] Unable to build")
     assert f"{line}; restarting from step 0" in recorder.log_lines
-    # It is not compiled any more, and fails all the same.
+    # Compilation is already off, so a second failure is an error.
     fail_from(waits, 1, failure)
     with pytest.raises(UserError, match=r"the GPU failed: \[metal::Device\] Unable"):
         train("b", **SHORT_SETTINGS)
 
 
-def test_a_failure_after_ctrl_c_stops(
+def test_a_gpu_failure_after_ctrl_c_is_not_retried(
     train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
@@ -275,7 +275,7 @@ def test_a_failure_after_ctrl_c_stops(
     assert pauses == []
 
 
-def test_another_error_is_not_retried(train: Any, waits: DeviceWaits, pauses: list[float]) -> None:
+def test_other_errors_are_not_retried(train: Any, waits: DeviceWaits, pauses: list[float]) -> None:
     waits.failure_at = lambda number: "a mistake of ours"
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         train("a", **SHORT_SETTINGS)
@@ -286,7 +286,7 @@ def test_another_error_is_not_retried(train: Any, waits: DeviceWaits, pauses: li
 @pytest.mark.parametrize(
     "command", [["eval"], ["generate", "to be", "--max-tokens", "5"]], ids=["eval", "generate"]
 )
-def test_other_commands_end_with_two_lines_wherever_it_fails(
+def test_gpu_failures_in_other_commands_print_a_two_line_error(
     place: Path, waits: DeviceWaits, capsys: Capture, command: list[str], report: str
 ) -> None:
     assert cli.main(command) == 0
@@ -302,7 +302,7 @@ def test_other_commands_end_with_two_lines_wherever_it_fails(
         assert remedy.startswith("  → ")
 
 
-def test_a_command_starts_over_where_metal_cannot_compile(
+def test_other_commands_restart_after_a_metal_compile_failure(
     place: Path, waits: DeviceWaits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[Metal::compiled] Must use > 512 sized block"
@@ -319,7 +319,7 @@ def test_a_command_starts_over_where_metal_cannot_compile(
     assert cli.main(["eval"]) == 2, "not for ever"
 
 
-def test_a_failure_before_the_first_step_is_retried(
+def test_a_gpu_failure_before_the_first_step_is_retried(
     train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, failures = setup.estimate_training, [WATCHDOG, MEMORY]
@@ -339,7 +339,7 @@ def test_a_failure_before_the_first_step_is_retried(
     assert runs.open_run(Path("runs/a")).config.train.batch_size == 2
 
 
-def test_of_several_ranks_none_retries(
+def test_multiple_ranks_do_not_retry(
     pauses: list[float], tiny: Any, trained: Path, tmp_path: Path
 ) -> None:
     dataset = open_dataset(trained / "data" / "words")

@@ -18,7 +18,7 @@ def scheduled_rates(config: Config, steps: int) -> list[float]:
 
 
 def nanogpt_learning_rate(config: Config, step: int) -> float:
-    """The rate of a step by nanoGPT's formula (train.py, get_lr), in double precision."""
+    """Learning rate by nanoGPT's formula (train.py, get_lr), in double precision."""
     optim = config.optim
     last_step = optim.decay_steps or config.train.max_steps
     if step < optim.warmup_steps:
@@ -37,7 +37,7 @@ def nanogpt_learning_rate(config: Config, step: int) -> float:
     peak=st.floats(1e-6, 1.0),
 )
 @settings(max_examples=30)
-def test_the_schedule_is_nanogpts_at_every_step(
+def test_the_cosine_schedule_matches_nanogpt(
     warmup: int, decay: int, ratio: float, peak: float
 ) -> None:
     options = {"warmup_steps": warmup, "decay_steps": decay, "min_lr_ratio": ratio}
@@ -47,7 +47,7 @@ def test_the_schedule_is_nanogpts_at_every_step(
 
 
 @pytest.mark.parametrize("name", ["tier1", "tier2", "gpt2-124m", "gpt1-117m"])
-def test_the_schedule_of_each_config_is_nanogpts(name: str) -> None:
+def test_the_schedule_of_each_config_matches_nanogpt(name: str) -> None:
     config = load_config(find_builtin_configs()[name])
     steps = range(0, config.train.max_steps + 10, max(1, config.train.max_steps // 1000))
     schedule = learning_rate_schedule(config)
@@ -57,15 +57,15 @@ def test_the_schedule_of_each_config_is_nanogpts(name: str) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6 * peak)
 
 
-def test_the_first_rate_is_never_zero_and_the_highest_is_the_peak() -> None:
+def test_the_first_rate_is_not_zero_and_the_peak_is_reached() -> None:
     settings = {"learning_rate": 1.0, "warmup_steps": 9, "max_steps": 109, "min_lr_ratio": 0.1}
     actual = scheduled_rates(override_config(Config(), settings), 200)
-    assert actual[0] == pytest.approx(0.1)  # zero would waste a step
+    assert actual[0] == pytest.approx(0.1)  # a rate of zero would waste a step
     assert actual[9] == max(actual) == 1.0
     assert actual[109:] == pytest.approx([0.1] * 91)
 
 
-def test_decay_steps_may_end_before_the_training() -> None:
+def test_decay_steps_may_be_fewer_than_max_steps() -> None:
     config = override_config(Config(), {"warmup_steps": 0, "decay_steps": 50, "max_steps": 100})
     longer = override_config(config, {"max_steps": 1000})
     assert scheduled_rates(config, 100) == scheduled_rates(longer, 100)
@@ -74,12 +74,12 @@ def test_decay_steps_may_end_before_the_training() -> None:
     )
 
 
-def test_a_training_shorter_than_its_warmup_only_warms_up() -> None:
+def test_a_run_shorter_than_the_warmup_only_warms_up() -> None:
     config = override_config(Config(), {"warmup_steps": 100, "max_steps": 10})
     assert (np.diff(scheduled_rates(config, 10)) > 0).all()
 
 
-def test_the_linear_schedule_rises_stays_and_falls_over_its_last_part() -> None:
+def test_the_wsd_schedule() -> None:
     options = {"schedule": "wsd", "warmup_steps": 4, "cooldown": 0.5, "min_lr_ratio": 0.1}
     config = override_config(Config(), {**options, "learning_rate": 1.0, "max_steps": 20})
     actual = scheduled_rates(config, 24)

@@ -1,4 +1,4 @@
-"""The self-check passes on what is sound; and each check fails when its subject is broken."""
+"""The self-check passes on correct code, and each check fails on broken code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small_config(tiny_model: Config) -> Config:
     )
 
 
-def test_a_sound_model_passes_everything(tiny: Config) -> None:
+def test_a_correct_model_passes_all_checks(tiny: Config) -> None:
     checks = list(selfcheck.run_self_check(tiny))
     assert [check for check in checks if check.ok is False] == []
     assert len({check.name for check in checks}) == (13 if device.on_cpu() else 15)
@@ -49,16 +49,16 @@ def test_a_sound_model_passes_everything(tiny: Config) -> None:
         {"gradient_checkpointing": True, "gradient_accumulation_steps": 3},
         {"vocab_size": 50257, "n_head": 3, "n_embd": 48},
         {"dtype": "bfloat16"},
-        {"learning_rate": 1e3},  # whether that is wise is not asked here
+        {"learning_rate": 1e3},  # the self-check does not judge hyperparameters
     ],
 )
-def test_sound_models_of_every_kind_pass(tiny: Config, settings: dict[str, object]) -> None:
+def test_correct_models_of_all_kinds_pass(tiny: Config, settings: dict[str, object]) -> None:
     checks = selfcheck.run_self_check(override_config(tiny, settings))
     assert [check for check in checks if check.ok is False] == []
 
 
 @on_cpu
-def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: Patch) -> None:
+def test_inapplicable_checks_are_skipped(tiny: Config, monkeypatch: Patch) -> None:
     skipped = [check.name for check in selfcheck.run_self_check(tiny) if check.ok is None]
     assert skipped == ["matrix products", "fused kernels"]
     small_config = selfcheck.shrink_config(override_config(tiny, {"vocab_size": 60}))
@@ -81,7 +81,7 @@ MODERN = {"tied": False, "position": "rope", "norm": "rms", "mlp": "swiglu", "bi
     ("vocab_size", "n_embd"),
     [(2, 16), (2, 144), (7, 144), (18, 768), (65, 1280), (4096, 64)],
 )
-def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
+def test_initial_loss_check_for_all_sizes(
     tiny_model: Config,
     monkeypatch: Patch,
     vocab_size: int,
@@ -95,7 +95,7 @@ def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
     with monkeypatch.context() as patch:
         scale_weights_tenfold(patch)
         assert full_size_check.check_initial_loss(config).ok is False
-    if config.model.tied:  # with a head of its own, what is seen leaves no trace in the loss
+    if config.model.tied:  # with an untied head, a leaked target does not change the initial loss
         leak_target(monkeypatch)
         assert full_size_check.check_initial_loss(config).ok is False
 
@@ -115,7 +115,7 @@ def leak_target(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [2, 4, 65])
-def test_the_expected_loss_is_near_the_mean_of_many_seeds(
+def test_the_expected_loss_is_close_to_the_mean_of_many_seeds(
     tiny_model: Config, vocab_size: int
 ) -> None:
     size = {"n_embd": 144, "block_size": 64, "vocab_size": vocab_size}
@@ -131,7 +131,7 @@ def test_the_expected_loss_is_near_the_mean_of_many_seeds(
 
 
 def untie_head(patch: Patch) -> None:
-    """A head of its own, aliased at the start: it diverges after one update."""
+    """Add an output head that starts with the embedding's weights, and differs after one update."""
     real = GPT.__init__
 
     def with_head(self: GPT, *args: object, **kwargs: object) -> None:
@@ -165,7 +165,7 @@ def make_infinite(patch: Patch) -> None:
 
 
 def freeze_mask(patch: Patch) -> None:
-    """The compiled step has one dropout mask for ever, the eager one does not."""
+    """Make the compiled step always use the same dropout mask, unlike the eager step."""
     real = step.TrainStep.__init__
 
     def init(self: step.TrainStep, *args: object, **kwargs: object) -> None:
@@ -189,7 +189,7 @@ def repeat_micro_batch(patch: Patch) -> None:
 
 
 def sum_losses(patch: Patch) -> None:
-    """Losses of micro-batches that are sums instead of means."""
+    """Use sums of losses instead of means in micro-batches."""
     real = step.token_losses
     patch.setattr(step, "token_losses", lambda x, y: real(x, y) * x.shape[0])
 
@@ -212,7 +212,7 @@ def invert_top_k(patch: Patch) -> None:
 
 
 def unsort_top_k(patch: Patch) -> None:
-    """The last of mx.topk taken for the k-th largest, though it is unsorted."""
+    """Take the last value of mx.topk for the k-th largest, although its result is not sorted."""
     patch.setattr(
         sampling, "top_k", lambda x, k: mx.where(x >= mx.topk(x, k)[..., -1:], x, float("-inf"))
     )
@@ -252,7 +252,7 @@ def make_unrepeatable(patch: Patch) -> None:
     patch.setattr(mx.random, "key", lambda n, real=mx.random.key: real(n + next(draws)))
 
 
-def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Config) -> None:
+def test_an_untied_head_has_no_tied_head_check(tiny_model: Config) -> None:
     untied = override_config(tiny_model, {"tied": False, "value_embeddings": True})
     checks = list(selfcheck.run_self_check(untied))
     assert all(check.ok is not False for check in checks)
@@ -278,7 +278,7 @@ def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Co
         (selfcheck.check_repeatability, make_unrepeatable),
     ],
 )
-def test_each_check_fails_when_its_subject_breaks(
+def test_each_check_fails_on_broken_code(
     small_config: Config,
     monkeypatch: Patch,
     check: Callable[[Config], CheckResult],
@@ -295,13 +295,13 @@ def tf32(monkeypatch: Patch) -> None:
     round_matmul_inputs(monkeypatch)
 
 
-def test_float32_is_multiplied_as_such_in_tests() -> None:
+def test_matmul_has_full_float32_precision_in_tests() -> None:
     assert device.has_full_precision_matmul()
 
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("recipe", ["classic", "modern"])
-def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
+def test_a_device_with_tf32_passes(recipe: str, monkeypatch: Patch) -> None:
     config = toml.load_tier_config(1, recipe)
     assert not device.has_full_precision_matmul()
     results = list(selfcheck.run_self_check(config))

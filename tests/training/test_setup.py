@@ -24,10 +24,10 @@ from mlxgpt.training.step import TrainStep
 from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import Recorder, final_state, last_saved_step, metrics
 
-pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check is tested separately
 
 
-def test_a_run_has_everything_it_needs(train: Any) -> None:
+def test_a_run_folder_is_complete(train: Any) -> None:
     recorder = Recorder()
     summary = train("a", recorder)
     run = Path("runs/a")
@@ -60,14 +60,14 @@ def test_a_run_has_everything_it_needs(train: Any) -> None:
     assert config.model.vocab_size == len(set(Path("words.txt").read_text()))
 
 
-def test_the_validation_loss_is_that_of_eval(train: Any) -> None:
+def test_the_validation_loss_matches_eval(train: Any) -> None:
     train("a")
     actual = api.evaluate(run="a", checkpoint="newest").loss
     assert actual == pytest.approx(metrics("a")[-1]["val_loss"], rel=1e-6)
 
 
 @pytest.mark.exact_bits
-def test_evaluating_and_sampling_more_often_changes_nothing(train: Any) -> None:
+def test_evaluation_and_sampling_do_not_affect_training(train: Any) -> None:
     train("often", eval_interval=1, log_interval=1, save_interval=1)
     train("seldom", eval_interval=12, sample_tokens=0)
     often, seldom = final_state("often"), final_state("seldom")
@@ -75,7 +75,7 @@ def test_evaluating_and_sampling_more_often_changes_nothing(train: Any) -> None:
 
 
 @pytest.mark.exact_bits
-def test_the_seed_reaches_everything(train: Any) -> None:
+def test_the_seed_determines_the_run(train: Any) -> None:
     train("a", seed=1, dropout=0.0)
     train("b", seed=2, dropout=0.0)
     a, b = metrics("a"), metrics("b")
@@ -84,7 +84,7 @@ def test_the_seed_reaches_everything(train: Any) -> None:
     assert metrics("c") == a
 
 
-def test_other_settings_do_not_continue_a_run(train: Any) -> None:
+def test_resuming_with_different_settings_is_refused(train: Any) -> None:
     train("a")
     with pytest.raises(UserError) as excinfo:
         train("a", learning_rate=1.0, n_head=1)
@@ -101,7 +101,7 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
     assert last_saved_step("a") == 12
 
 
-def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_is_kept(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
     original = validation.Evaluator.__call__
     monkeypatch.setattr(estimate, "_time_eval_token", lambda *_: 1.0)
@@ -113,9 +113,7 @@ def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) 
     assert runs.open_run(Path("runs/a")).checkpoint_path().name == "step-0000008"
 
 
-def test_a_loss_that_is_no_number_is_never_the_best(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nonfinite_loss_is_never_the_best(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([math.nan, 2.0, math.inf])
 
     def evaluator() -> SimpleNamespace:
@@ -128,16 +126,16 @@ def test_a_loss_that_is_no_number_is_never_the_best(
     assert val_losses == [None, 2.0, None], "as JSON can have it"
 
 
-def test_each_evaluation_is_logged_also_between_two_lines(train: Any) -> None:
+def test_each_evaluation_is_logged(train: Any) -> None:
     train("a", eval_interval=3, log_interval=4)
     lines = [(line["step"], "val_loss" in line) for line in metrics("a")]
     assert lines == [(3, True), (4, False), (6, True), (8, False), (9, True), (12, True)]
 
 
-def test_the_speed_is_that_of_the_steps_since_the_last_line(
+def test_tokens_per_second_since_the_last_log_line(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 4 × 8 tokens a second each; from the first step on, which has no speed yet."""
+    """Each step takes 1 s for 4 × 8 tokens; a log line right after the first step has no speed."""
     now, original = 0.0, TrainStep.__call__
 
     def take_one_second(step: TrainStep, *args: Any) -> Any:
@@ -156,7 +154,7 @@ def test_the_speed_is_that_of_the_steps_since_the_last_line(
     assert [record["tokens_per_second"] for record in recorder.records] == [0.0, *[32.0] * 11]
 
 
-def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:
+def test_a_folder_without_a_run_is_left_unchanged(train: Any) -> None:
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="exists but is not a run"):
@@ -164,7 +162,7 @@ def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:
     assert Path("runs/a/thesis.txt").read_text() == "precious"
 
 
-def test_a_failed_check_stops_before_anything_is_written(
+def test_a_failed_self_check_stops_before_anything_is_written(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -177,7 +175,7 @@ def test_a_failed_check_stops_before_anything_is_written(
     assert list(Path("runs").iterdir()) == []
 
 
-def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_reported(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"diverged: 1\d consecutive steps with a non-finite"
     ) as excinfo:
@@ -190,7 +188,7 @@ def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(mx.isfinite(value).all() for value in saved.parameters.values())
 
 
-def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> None:
+def test_nonfinite_logits_only_skip_the_sample(train: Any) -> None:
     recorder = Recorder()
     settings = {"max_steps": 6, "eval_interval": 3, "sample_tokens": 4}
     assert train("a", recorder, learning_rate=1e30, grad_clip=0.0, **settings).step == 6
@@ -200,7 +198,7 @@ def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> Non
     )
 
 
-def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
+def test_a_time_budget_is_converted_to_steps_once(train: Any) -> None:
     recorder = Recorder()
     summary = train("a", recorder, max_minutes=0.02, dropout=0.0)
     assert summary.step == summary.steps >= 1
@@ -218,7 +216,7 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
         train("b", max_minutes=-1.0)
 
 
-def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
+def test_a_short_time_budget_shortens_the_warmup(train: Any, tiny: Config) -> None:
     config = override_config(tiny, {"warmup_steps": 2000})
     train("a", config=config, max_minutes=0.02)
     planned_config = runs.open_run(Path("runs/a")).config
@@ -228,7 +226,7 @@ def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
     assert runs.open_run(Path("runs/b")).config.optim.warmup_steps == 2000
 
 
-def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> None:
+def test_changed_data_is_refused(train: Any, text_file: Path) -> None:
     train("a")
     shutil.rmtree("data/words")
     text_file.write_text(text_file.read_text()[::-1])
@@ -236,7 +234,7 @@ def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> Non
         train("a")
 
 
-def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:
+def test_exceeding_the_memory_limit_is_refused_before_training(train: Any) -> None:
     with pytest.raises(
         UserError, match=r"training needs .* GB of memory, but the limit is 0\.01"
     ) as excinfo:
@@ -248,11 +246,11 @@ def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: A
             train("a", memory_limit=size)
 
 
-def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny: Config) -> None:
+def test_a_run_is_named_after_config_and_dataset(home: Path, text_file: Path, tiny: Config) -> None:
     assert api.train(config=tiny, source=text_file).run == Path("runs/custom-words")
 
 
-def test_without_a_connection_tier_1_goes_on_with_the_storybook(
+def test_without_a_connection_tier_1_uses_synthetic_stories(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     def unreachable(*_: object) -> None:
@@ -263,26 +261,26 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     monkeypatch.setattr(sources, "SYNTHETIC_MEGABYTES", 0.02)
     monkeypatch.setattr(toml, "load_tier_config", lambda number, recipe: small)
     summary = api.train(tier=1)
-    assert summary.run == Path("runs/tier1-storybook")
-    assert summary.data == Path("data/storybook")
+    assert summary.run == Path("runs/tier1-synthetic")
+    assert summary.data == Path("data/synthetic")
     assert summary.warning is not None
-    assert "storybook" in summary.warning
+    assert "synthetic" in summary.warning
     assert summary.warning in notes
     for options in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
         with pytest.raises(DatasetUnavailableError, match="no hub"):
             api.train(**options)
 
 
-def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config) -> None:
+def test_a_vocabulary_smaller_than_that_of_the_dataset_is_refused(train: Any, tiny: Config) -> None:
     with pytest.raises(UserError, match="vocab_size = 5 is too small"):
         train("a", vocab_size=5)
-    train("b", config=override_config(tiny, {"vocab_size": 5}))  # of a config it is but a wish
+    train("b", config=override_config(tiny, {"vocab_size": 5}))  # not binding in a config
     assert runs.open_run(Path("runs/b")).config.model.vocab_size > 5
     train("a", vocab_size=64)
     assert runs.open_run(Path("runs/a")).config.model.vocab_size == 64
 
 
-def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
+def test_load_model_loads_the_saved_weights(train: Any) -> None:
     train("a")
     model, saved = loading.load_model(runs.open_run(Path("runs/a")), "newest")
     for name, value in flatten_params(model.parameters()).items():
@@ -310,7 +308,7 @@ def test_ctrl_c_before_the_first_step_keeps_the_data(
     assert train("a").step == 12
 
 
-def test_a_training_that_is_all_warmup_is_told(train: Any) -> None:
+def test_a_run_with_only_warmup_steps_logs_a_warning(train: Any) -> None:
     recorder = Recorder()
     train("a", recorder, warmup_steps=11)
     assert not any("warmup" in line for line in recorder.log_lines)

@@ -24,7 +24,7 @@ def snapshot_steps(run: str) -> list[int]:
     return checkpoint.list_steps(Path("runs") / run / "snapshots")
 
 
-def test_the_ages() -> None:
+def test_snapshot_steps() -> None:
     steps = [step for step in range(0, 10_000) if is_snapshot_step(step)]
     assert steps == [0, 100, 200, 400, 800, 1600, 3200, 6400]
 
@@ -35,8 +35,8 @@ def young(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("young")
-def test_a_snapshot_is_the_model_of_its_step(train: Any) -> None:
-    """As a checkpoint of that step has it, but for what 16 bits round."""
+def test_a_snapshot_matches_the_checkpoint_of_its_step(train: Any) -> None:
+    """Within the rounding of 16-bit weights."""
     train("a", keep_checkpoints=9, eval_interval=3, save_interval=3)
     assert snapshot_steps("a") == [0, 3, 6, 12]
     run = runs.open_run(Path("runs/a"))
@@ -57,7 +57,7 @@ def test_a_snapshot_is_the_model_of_its_step(train: Any) -> None:
 
 
 @pytest.mark.usefixtures("young")
-def test_a_snapshot_can_be_asked_for_like_a_checkpoint(train: Any) -> None:
+def test_a_snapshot_can_be_loaded_like_a_checkpoint(train: Any) -> None:
     train("a")
     for step in (0, 3):
         model = load("a", checkpoint=str(step))
@@ -71,19 +71,21 @@ def test_a_snapshot_can_be_asked_for_like_a_checkpoint(train: Any) -> None:
 
 
 @pytest.mark.usefixtures("young")
-def test_a_run_that_was_stopped_has_the_same_ones(train: Any) -> None:
+def test_a_resumed_run_has_the_same_snapshots(train: Any) -> None:
     train("whole")
     train("a", max_steps=4, decay_steps=12)
     train("a", decay_steps=12)
     assert snapshot_steps("a") == snapshot_steps("whole") == [0, 3, 6, 12]
 
 
-def test_none_where_nobody_wants_them(train: Any) -> None:
+def test_snapshots_can_be_disabled(train: Any) -> None:
     train("a", snapshots=False)
     assert not Path("runs/a/snapshots").exists()
 
 
-def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_are_disabled_if_they_would_fill_the_disk(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     recorder = Recorder()
     with pytest.raises(UserError, match="disk is"):
@@ -93,7 +95,9 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("young")
-def test_a_training_goes_on_without(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_if_a_snapshot_cannot_be_written(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = checkpoint.save_checkpoint
 
     def save_or_fail(folder: Path, *args: Any, **kwargs: Any) -> Path:

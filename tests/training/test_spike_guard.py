@@ -26,7 +26,7 @@ def feed_losses(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
     return guard
 
 
-def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
+def test_the_limit_is_six_deviations_above_the_mean_of_the_last_100_losses() -> None:
     losses = [100.0] * 30 + [2.0 + 0.1 * (-1) ** n for n in range(LOSS_WINDOW)]
     guard = feed_losses([*losses, 7.0])
     assert guard.loss_limit(len(losses) + 1) == pytest.approx(2.0 + 6 * 0.1)
@@ -37,13 +37,13 @@ def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
 @given(
     losses=st.lists(st.floats(0, 10, width=32), min_size=MIN_LOSSES + 2, max_size=LOSS_WINDOW + 40)
 )
-def test_a_limit_hangs_on_the_steps_before_the_last_one_only(losses: list[float]) -> None:
-    """So it does not matter whether a hook has waited for the last one already."""
+def test_the_limit_ignores_the_last_step(losses: list[float]) -> None:
+    """So it does not depend on whether the last loss is already available."""
     late, early = feed_losses(losses[:-1]), feed_losses(losses)
     assert late.loss_limit(len(losses)) == early.loss_limit(len(losses))
 
 
-def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
+def test_skipped_steps_are_counted_until_divergence() -> None:
     guard = feed_losses([1.0, math.nan, 1.0])
     assert (guard.skipped, guard.consecutive_skips) == (1, 0)
     for n in range(MAX_CONSECUTIVE_SKIPS):
@@ -53,8 +53,8 @@ def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
     assert (guard.skipped, len(guard.losses)) == (1 + MAX_CONSECUTIVE_SKIPS, 2)
 
 
-def test_going_back_is_to_what_was_remembered_then() -> None:
-    """The losses of the steps that are taken anew are not there twice."""
+def test_rollback_restores_the_saved_losses() -> None:
+    """So the losses of repeated steps are not counted twice."""
     guard = feed_losses([2.0] * 30, "rollback")
     saved_tree = guard.to_tree()
     for step in range(30, 35):
@@ -69,7 +69,7 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
 
 
 @given(losses=st.lists(st.floats(0, 10, width=32), max_size=LOSS_WINDOW + 40))
-def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
+def test_guard_state_round_trips_through_a_checkpoint(losses: list[float]) -> None:
     guard = feed_losses(losses)
     assert SpikeGuard.from_tree(guard.to_tree(), "skip") == guard
     assert SpikeGuard.from_tree({}, "skip") == SpikeGuard("skip"), "as format 1 has it"
@@ -88,7 +88,7 @@ def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
         {"skipped": True},
     ],
 )
-def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
+def test_damaged_guard_state_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="guard state is damaged"):
         SpikeGuard.from_tree({**SpikeGuard().to_tree(), **change})
     tree = SpikeGuard().to_tree()
@@ -97,8 +97,7 @@ def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
         SpikeGuard.from_tree(tree)
 
 
-# Trainings that meet a spike: a batch whose targets are noise, after the model has learned what
-# follows what.
+# Runs with a loss spike: after the model has learned the text, the targets of one batch are noise.
 SPIKE_STEP = 45
 LONG_SETTINGS: dict[str, Any] = {
     "max_steps": 60,
@@ -112,7 +111,7 @@ LONG_SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def noisy_batch(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
-    """One batch of the training is noise; what it is compared with is shorter, as all of it is."""
+    """Replace the targets of one batch by noise, and shorten the guard's window for short runs."""
     monkeypatch.setattr(spike_guard, "LOSS_WINDOW", 15)
     monkeypatch.setattr(spike_guard, "MIN_LOSSES", 10)
     text_file.write_text("abcdefghijk" * 180)
@@ -135,7 +134,7 @@ def spiking(train: Any, tiny: Config, no_check: None, noisy_batch: None) -> Any:
     return spiking
 
 
-def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
+def test_a_spike_is_ignored_by_default(spiking: Any) -> None:
     spiking("a")
     losses = [line["loss"] for line in metrics("a")]
     assert losses[SPIKE_STEP] > 4 * max(losses[SPIKE_STEP - 10 : SPIKE_STEP])
@@ -148,7 +147,7 @@ def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
 
 
 @pytest.mark.exact_bits
-def test_a_spike_can_be_left_out(spiking: Any) -> None:
+def test_a_spike_can_be_skipped(spiking: Any) -> None:
     spiking("a", on_spike="skip")
     spiking("b", on_spike="ignore")
     a, b = metrics("a"), metrics("b")
@@ -163,7 +162,7 @@ def test_a_spike_can_be_left_out(spiking: Any) -> None:
     "stops", [(), (20, 43), (SPIKE_STEP, 50), (SPIKE_STEP + 1,), (SPIKE_STEP + 2, 59)]
 )
 @pytest.mark.exact_bits
-def test_a_training_can_go_back_before_a_spike(
+def test_a_spike_can_be_rolled_back(
     spiking: Any, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:
     recorder = Recorder()
@@ -196,7 +195,7 @@ def test_a_training_can_go_back_before_a_spike(
 
 
 class ScriptedStop:
-    """In place of the signals: when to stop."""
+    """Replacement for the stop signals that calls a function."""
 
     def __init__(self, should_stop: Any) -> None:
         self.should_stop = should_stop
@@ -208,10 +207,10 @@ class ScriptedStop:
 
 
 @pytest.mark.parametrize("until", [60, SPIKE_STEP + 1])
-def test_without_a_checkpoint_a_spike_is_left_out(
+def test_without_a_checkpoint_a_spike_is_skipped(
     spiking: Any, monkeypatch: pytest.MonkeyPatch, until: int
 ) -> None:
-    """Also where the training is stopped just then."""
+    """Also if training is stopped at the spike."""
     recorder, steps = Recorder(), iter(range(1, 61))
     options = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
     with monkeypatch.context() as patch:
@@ -223,7 +222,7 @@ def test_without_a_checkpoint_a_spike_is_left_out(
     assert [line["step"] for line in metrics("a")] == list(range(1, 61))
 
 
-def test_going_back_for_ever_ends(spiking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_rollbacks_end_training(spiking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TokenArray.get_batch
 
     def always_noisy(self: TokenArray, step: int, **kwargs: Any) -> Any:

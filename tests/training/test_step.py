@@ -34,10 +34,10 @@ def compute_gradients(config: Config, ids: mx.array) -> tuple[float, dict[str, n
 
 
 @pytest.mark.parametrize(("micro_batches", "batch_size"), [(4, 2), (8, 1), (2, 3), (3, 3), (3, 1)])
-def test_micro_batches_are_one_batch(
+def test_micro_batches_match_one_batch(
     tiny_model: Config, micro_batches: int, batch_size: int
 ) -> None:
-    """Whether lanes share each of them, or them all, or one lane has them."""
+    """Whether CPU threads split each micro-batch, share all of them, or only one thread runs."""
     full_config = override_config(
         tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size}
     )
@@ -52,10 +52,10 @@ def test_micro_batches_are_one_batch(
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_portions_are_one_batch(
+def test_half_batches_in_chunks_match_one_batch(
     tiny_model: Config, micro_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that a lane takes one after the other."""
+    """With chunks that a CPU thread processes one after the other."""
     config = override_config(tiny_model, {"dropout": 0.0, "batch_size": 12})
     ids = random_ids(micro_batches, 12, 9)
     loss, gradients = compute_gradients(config, ids)
@@ -69,10 +69,10 @@ def test_portions_are_one_batch(
 
 
 @pytest.mark.parametrize("modern", [False, True])
-def test_twenty_steps_end_where_mlxs_own_formulas_do(
+def test_cpu_kernels_and_mlx_kernels_give_the_same_losses(
     tiny_model: Config, modern: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CPU's formulas, and portions, against those of a GPU on one lane."""
+    """Over 20 steps: CPU kernels with chunks on all threads, and the GPU code on one thread."""
     parts: dict[str, Any] = {"norm": "rms", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
     config = override_config(
         tiny_model, {"batch_size": 8, "dropout": 0.0, **(parts if modern else {})}
@@ -99,10 +99,10 @@ def is_row_contiguous(array: mx.array) -> bool:
 
 
 @pytest.mark.parametrize("changes", [{}, {"bias": False}, MODERN_PARTS])
-def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
+def test_gradients_on_a_gpu_are_row_contiguous(
     tiny_model: Config, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
+    """So that the optimizer's kernels need no strides; the values are the same as without this."""
     config = override_config(tiny_model, {"dropout": 0.0, **changes})
     monkeypatch.setattr(device, "on_cpu", lambda: False)
 
@@ -125,7 +125,7 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
         np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
 
 
-def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
+def test_gradient_accumulation_matches_a_large_batch(tiny_model: Config) -> None:
     full_config = override_config(tiny_model, {"dropout": 0.0, "batch_size": 8})
     micro_config = override_config(full_config, {"batch_size": 2, "gradient_accumulation_steps": 4})
     results = []
@@ -144,8 +144,10 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
 
 
 @pytest.mark.parametrize("portions", [False, True])
-def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions: bool) -> None:
-    """And so does a batch of many portions, on a CPU."""
+def test_memory_does_not_grow_with_the_number_of_micro_batches(
+    tiny_model: Config, portions: bool
+) -> None:
+    """On a CPU it does not grow with the number of chunks of a batch either."""
     if portions and execution.thread_count() == 1:
         pytest.skip("a matter of the CPU")
     shape = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
@@ -168,14 +170,14 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions:
     assert many_bytes < 1.5 * few_bytes, (
         few_bytes,
         many_bytes,
-    )  # ten times as much, if all were there at once
+    )  # about ten times as much if all were in memory simultaneously
 
 
 @pytest.mark.parametrize(("micro_batches", "batch_size"), [(1, 4), (3, 4), (2, 1)])
-def test_every_mask_of_a_step_is_another(
+def test_every_dropout_mask_of_a_step_is_different(
     tiny_model: Config, micro_batches: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each micro-batch, each lane's share of it and each place of dropout has a key of its own."""
+    """Each micro-batch, CPU thread and dropout layer has a separate key."""
     keys: list[str] = []
     original = gpt.dropout
 
@@ -195,7 +197,7 @@ def test_every_mask_of_a_step_is_another(
     assert len(set(keys)) == len(keys)
 
 
-def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Config) -> None:
+def test_dropout_depends_on_the_key_in_the_compiled_step(tiny_model: Config) -> None:
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     ids = random_ids(1, 4, 9)
     losses = [
@@ -205,7 +207,7 @@ def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Conf
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
+def test_steps_lower_the_loss_and_keep_the_parameter_names(tiny_model: Config) -> None:
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     names = list(flatten_params(step.model.parameters()))
     ids = random_ids(1, 4, 9)
@@ -217,7 +219,7 @@ def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
     assert list(flatten_params(step.model.parameters())) == names
 
 
-def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
+def test_bfloat16_keeps_float32_weights(tiny_model: Config) -> None:
     results = []
     for dtype in ("bfloat16", "float32"):
         config = override_config(tiny_model, {"dtype": dtype, "dropout": 0.0})
@@ -229,13 +231,13 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Confi
         results.append((loss, values))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-2)
     assert results[0][0] != results[1][0]
-    # A rate of 1e-6 is far below what a 16-bit weight could take in.
+    # Updates with a rate of 1e-6 would be lost in a 16-bit weight.
     before = flatten_params(GPT(tiny_model.model, 5).parameters())["wte.weight"]
     assert not (before == results[0][1]["wte.weight"]).any()
 
 
 class RoundingGroup(LocalGroup):
-    """The only rank there is; it sends gradients as several would."""
+    """A single rank that rounds gradients as an all-reduce does."""
 
     def average(
         self, loss: mx.array, gradients: dict[str, mx.array], dtype: mx.Dtype
@@ -244,12 +246,12 @@ class RoundingGroup(LocalGroup):
         return loss, {n: g.astype(dtype).astype(mx.float32) for n, g in gradients.items()}
 
 
-@pytest.mark.exact_bits  # of a gradient that is computed twice, then rounded
+@pytest.mark.exact_bits  # the gradient is computed twice and then rounded
 @pytest.mark.parametrize("reduce_dtype", ["float32", "bfloat16"])
-def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
+def test_gradients_are_averaged_in_reduce_dtype_and_the_loss_in_float32(
     tiny_model: Config, reduce_dtype: str
 ) -> None:
-    """Seen in AdamW's memory of the gradient, after one step."""
+    """Read from AdamW's first moment after one step."""
     changes = {"reduce_dtype": reduce_dtype, "dropout": 0.0, "beta1": 0.0, "grad_clip": 0.0}
     config, ids = override_config(tiny_model, changes), random_ids(1, 4, 9)
     loss, gradients = compute_gradients(config, ids)
@@ -265,7 +267,7 @@ def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
         np.testing.assert_allclose(moment, rounded, rtol=1e-5, atol=1e-8, err_msg=name)
 
 
-def test_losses_are_computed_in_32_bits() -> None:
+def test_losses_are_computed_in_float32() -> None:
     logits = mx.random.normal((2, 5, 19), key=mx.random.key(0)).astype(mx.bfloat16)
     losses = token_losses(logits, random_ids(2, 5))
     assert losses.dtype == mx.float32
@@ -273,13 +275,11 @@ def test_losses_are_computed_in_32_bits() -> None:
 
 
 @pytest.mark.parametrize(("grad_clip", "share"), [(0.0, 1.0), (1e9, 1.0), (0.5, 0.5)])
-def test_a_gradient_is_clipped_only_where_asked(
-    tiny_model: Config, grad_clip: float, share: float
-) -> None:
-    """Seen in AdamW's memory of it, after one step."""
+def test_gradient_clipping(tiny_model: Config, grad_clip: float, share: float) -> None:
+    """Read from AdamW's first moment after one step."""
     config = override_config(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
     step, ids = TrainStep(GPT(config.model, 5), config), random_ids(1, 4, 9)
-    step.model.wte.weight = step.model.wte.weight * 100  # so that the gradient is a large one
+    step.model.wte.weight = step.model.wte.weight * 100  # for a large gradient
     gradients = flatten_params(
         step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1]
     )
@@ -292,7 +292,7 @@ def test_a_gradient_is_clipped_only_where_asked(
     )
 
 
-def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
+def test_updates_are_proportional_to_the_learning_rate(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
     ids = random_ids(1, 4, 9)
     updates = []
@@ -304,7 +304,7 @@ def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
     np.testing.assert_allclose(2 * updates[0], updates[1], rtol=1e-3)
 
 
-def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> None:
+def test_the_evaluation_step_uses_the_mask_and_new_weights(tiny_model: Config) -> None:
     model = GPT(tiny_model.model, 5)
     evaluate = make_eval_step(model, mx.float32)
     ids = random_ids(4, 9)
@@ -313,15 +313,15 @@ def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> N
         losses = token_losses(model(ids[:, :-1]), ids[:, 1:])
         actual = evaluate(model.parameters(), ids[:, :-1], ids[:, 1:], mask)
         assert float(actual) == pytest.approx(float((losses * mask).sum()), rel=1e-5)
-        model.wte.weight = model.wte.weight * 5  # and once more, with other weights
+        model.wte.weight = model.wte.weight * 5  # different weights for the second pass
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("cause", ["loss", "limit", "gradient"])
-def test_a_step_that_is_not_good_changes_nothing(
+def test_a_skipped_step_changes_nothing(
     tiny_model: Config, cause: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither weights nor moments nor the optimizer's count of steps."""
+    """Neither the weights nor the moments nor the optimizer's step count."""
     config = override_config(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
     step = TrainStep(GPT(config.model, 5), config)
     ids, key = random_ids(1, 4, 9), mx.random.key(2)
@@ -353,7 +353,7 @@ def test_a_step_that_is_not_good_changes_nothing(
 
 
 @given(A=st.integers(1, 4), B=st.integers(1, 12), size=st.integers(1, 6), T=st.integers(1, 3))
-def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> None:
+def test_every_row_is_assigned_to_one_rank(A: int, B: int, size: int, T: int) -> None:
     ids = np.arange(A * B * T).reshape(A, B, T)
     if A * B % size:
         with pytest.raises(UserError, match="cannot be split evenly"):
@@ -374,7 +374,7 @@ def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> Non
 @pytest.mark.parametrize(
     ("A", "B", "size"), [(1, 12, 2), (1, 12, 4), (2, 6, 3), (3, 5, 3), (1, 8, 8)]
 )
-def test_the_mean_over_all_ranks_is_the_whole_batchs(
+def test_the_mean_over_all_ranks_matches_the_whole_batch(
     tiny_model: Config, A: int, B: int, size: int, checkpointing: bool
 ) -> None:
     config = override_config(tiny_model, {"dropout": 0.0})
@@ -396,8 +396,8 @@ def test_the_mean_over_all_ranks_is_the_whole_batchs(
         np.testing.assert_allclose(mean, value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-def test_each_rank_has_dropout_of_its_own(tiny_model: Config) -> None:
-    """And a rank has the same one whenever it takes a step."""
+def test_each_rank_has_a_different_dropout_key(tiny_model: Config) -> None:
+    """The key of a rank and step is always the same."""
     tokens = TokenArray(np.arange(500) * 7 % 19, 19)
     config = override_config(tiny_model, {"batch_size": 4})
     groups = [LocalGroup(0, 1), LocalGroup(0, 2), LocalGroup(1, 2)]

@@ -24,7 +24,7 @@ counts = st.integers(1, 10**6)
 
 
 @given(counts, counts, st.integers(1, 10**9), st.integers(0, 10**6))
-def test_evaluations_read_a_share_of_what_is_trained_on(
+def test_evaluation_tokens_are_limited_by_training_tokens(
     steps: int, eval_interval: int, val_tokens: int, eval_tokens: int
 ) -> None:
     config = override_config(
@@ -48,14 +48,14 @@ def test_evaluations_read_a_share_of_what_is_trained_on(
     )
 
 
-def test_tier_1_reads_its_whole_validation_text_each_time() -> None:
+def test_tier_1_evaluates_the_whole_validation_text() -> None:
     for recipe in ("classic", "modern"):
         assert count_eval_tokens(toml.load_tier_config(1, recipe), 111_540) == 111_540
 
 
 @pytest.fixture
 def tokens_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluations during training read two windows, and the one at the end four; what they read."""
+    """The number of tokens of each evaluation, without the usual minimum."""
     monkeypatch.setattr(validation, "MIN_EVAL_TOKENS", 1)
     counts: list[int] = []
     call = loss.Evaluator.__call__
@@ -70,7 +70,7 @@ def tokens_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.usefixtures("no_check")
-def test_a_sample_on_the_way_and_more_at_the_end(train: Any, tokens_read: list[int]) -> None:
+def test_the_final_evaluation_reads_more_tokens(train: Any, tokens_read: list[int]) -> None:
     summary = train("a", eval_tokens=16)
     val_tokens = len(open_dataset(summary.data).val.ids)
     run = runs.open_run(Path("runs/a"))
@@ -84,10 +84,12 @@ def test_a_sample_on_the_way_and_more_at_the_end(train: Any, tokens_read: list[i
 
 
 @pytest.mark.usefixtures("no_check")
-def test_the_best_is_judged_by_the_same_sample(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger sample's loss is another number, not a worse model."""
+def test_the_best_checkpoint_is_chosen_on_the_same_sample(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss on the larger final sample is not comparable with earlier ones."""
     monkeypatch.setattr(validation, "MIN_EVAL_TOKENS", 1)
-    losses = iter([3.0, 2.0, *(1.0, 9.0)])  # the last step has two
+    losses = iter([3.0, 2.0, *(1.0, 9.0)])  # two evaluations after the last step
     monkeypatch.setattr(
         validation.Evaluator,
         "__call__",

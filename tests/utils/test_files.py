@@ -21,7 +21,7 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
-def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "best.json"
     files.write_atomically(path, "old")
     monkeypatch.setattr(files, "fsync_path", lambda path: 1 / 0)
@@ -31,7 +31,7 @@ def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
 
 
-def test_the_disk_holds_a_text_before_its_name(
+def test_a_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -47,12 +47,12 @@ def test_the_disk_holds_a_text_before_its_name(
     assert events == [".best.json.new", "renamed", tmp_path.name]
 
 
-def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_folder_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "b").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # killed here
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # as if killed here
         files.remove_folder(folder)
     assert not folder.exists()
     folder.mkdir()
@@ -60,10 +60,10 @@ def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == [], "what was left is swept up by the next one"
 
 
-def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
+def test_a_lock_file_deleted_while_waiting_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its owner may delete it between our opening and locking: others would lock another file."""
+    """Its owner may delete it after we opened it; other processes would then lock a new file."""
     original, calls = fcntl.flock, []
 
     def flock_after_unlink(file: object, operation: int) -> None:
@@ -82,10 +82,10 @@ def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
     assert not (tmp_path / ".run.lock").exists()
 
 
-def test_what_disappears_while_it_is_looked_at_is_no_matter(
+def test_a_file_that_disappears_during_the_symlink_check_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a training deletes an old checkpoint while somebody generates."""
+    """As when training deletes an old checkpoint while another process generates."""
     (tmp_path / "a").touch()
     original = Path.lstat
 
@@ -105,15 +105,13 @@ values = st.recursive(
 
 
 @given(tree=st.dictionaries(st.text().filter(lambda k: k not in ("seal", "format")), values))
-def test_what_was_sealed_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, tree: dict
-) -> None:
+def test_checksummed_files_round_trip(tmp_path_factory: pytest.TempPathFactory, tree: dict) -> None:
     path = tmp_path_factory.mktemp("sealed") / "x.json"
     path.write_text(files.dump_checksummed(tree), encoding="utf-8")
     assert files.read_checksummed(path, 1) == tree
 
 
-def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
+def test_every_bit_flip_in_a_checksummed_file_is_detected(tmp_path: Path) -> None:
     tree = {"format": 1, "step": 12, "loss": 1.25, "name": "tier1", "parts": {"a": [1, 2]}}
     path = tmp_path / "x.json"
     content = files.dump_checksummed(tree).encode()
@@ -128,25 +126,23 @@ def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"step": 1}', '{"step": 1, "seal": "x"}'])
-def test_what_has_no_seal_is_refused(tmp_path: Path, text: str) -> None:
+def test_files_without_a_valid_checksum_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"\w"):
         files.read_checksummed(tmp_path / "x.json", 1)
 
 
-def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"format": 2, "whatever": 1}))
     with pytest.raises(UserError, match=r"newer mlxgpt \(format 2\)"):
         files.read_checksummed(tmp_path / "x.json", 1)
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(False, [51]), (True, [51, -1])])
-def test_a_mac_is_asked_for_a_full_sync(
+def test_fsync_on_macos_uses_f_fullfsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool, expected: list[int]
 ) -> None:
-    """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not. A server's volume
-    knows only the former.
-    """
+    """On macOS, fsync leaves data in the drive's cache. Network volumes may lack F_FULLFSYNC."""
     sync_calls: list[int] = []
 
     def fcntl(descriptor: int, command: int) -> None:
@@ -161,7 +157,7 @@ def test_a_mac_is_asked_for_a_full_sync(
     assert sync_calls == expected
 
 
-def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     files.write_atomically(tmp_path / "a.json", json.dumps(["caf\udce9"], ensure_ascii=False))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == ["caf\udce9"]
 
@@ -171,7 +167,7 @@ PREDICATES = [files.exists, files.is_file, files.is_folder, files.lexists]
 
 @pytest.mark.parametrize("predicate", PREDICATES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENAMETOOLONG])
-def test_a_predicate_raises_where_the_answer_is_unknown(
+def test_predicates_raise_if_the_answer_is_unknown(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     predicate: Callable[[Path], bool],
@@ -188,7 +184,7 @@ def test_a_predicate_raises_where_the_answer_is_unknown(
 
 
 @pytest.mark.parametrize("predicate", PREDICATES)
-def test_a_predicate_is_false_where_there_is_nothing(
+def test_predicates_are_false_for_missing_paths(
     tmp_path: Path, predicate: Callable[[Path], bool]
 ) -> None:
     (tmp_path / "file").touch()
@@ -199,7 +195,7 @@ def test_a_predicate_is_false_where_there_is_nothing(
     assert not predicate(Path("a\0b"))
 
 
-def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
+def test_predicates_of_files_folders_and_links(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for name in ("file", "folder", "nothing"):
@@ -217,7 +213,7 @@ def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
-def test_a_folder_that_cannot_be_read_is_not_empty(
+def test_an_unreadable_folder_is_not_treated_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (tmp_path / "a.txt").touch()
@@ -240,7 +236,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
             read()
 
 
-def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
+def test_is_same_file_compares_inodes(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
@@ -256,7 +252,7 @@ def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_closing_what_was_not_written_to_is_no_error(
+def test_errors_when_closing_unwritten_files_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     close = os.close
@@ -272,14 +268,14 @@ def test_closing_what_was_not_written_to_is_no_error(
             pass
 
 
-def test_a_removal_clears_what_an_interrupted_one_left(tmp_path: Path) -> None:
+def test_remove_folder_clears_leftovers_of_an_interrupted_removal(tmp_path: Path) -> None:
     (tmp_path / f".run{files.TRASH_SUFFIX}" / "checkpoints").mkdir(parents=True)
-    files.remove_folder(tmp_path / "run")  # which does not exist any more
+    files.remove_folder(tmp_path / "run")  # no longer exists
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_only_a_folder_that_cannot_be_synced_is_no_error(
+def test_only_folders_may_lack_support_for_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(descriptor: int) -> None:

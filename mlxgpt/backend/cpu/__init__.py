@@ -1,3 +1,3 @@
-"""Code for the CPU only, most of it for Linux. Only `backend` imports it, and the package itself,
-which loads BLAS before MLX.
+"""CPU-only code, mostly for Linux. Imported only by `backend`, and by `mlxgpt/__init__.py`, which
+loads OpenBLAS before MLX.
 """

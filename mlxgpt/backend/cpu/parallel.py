@@ -1,12 +1,12 @@
-"""A second CPU thread, which computes half of a batch at the same time as the first one.
+"""Two CPU threads that each compute half of a batch in parallel.
 
-MLX runs the operations of a stream on one thread, so that one of two cores waits wherever there is
-no large matrix product. Therefore each of two threads gets half of a batch, and half of BLAS's
-threads. The number of threads does not depend on the number of cores, so that a run has the
-same bits everywhere.
+MLX runs the operations of a stream on one thread, so that the other core is idle except during
+large matrix products. Therefore each of two threads gets half of a batch and half of the BLAS
+threads. The number of threads does not depend on the number of cores, so that it does not affect
+the bits of a run.
 
-An array that is not evaluated yet belongs to its thread, and a compiled function to the thread that
-traced it. Each thread therefore has its own function, and only evaluated arrays go in and out.
+An unevaluated array belongs to its thread, and a compiled function to the thread that traced it.
+Each thread therefore has its own function, and only evaluated arrays are passed between threads.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ResultT = TypeVar("ResultT")
 
 THREADS = 2
 
-MAX_CHUNK_TOKENS = 1024  # with fewer a step takes longer, with more it takes more memory
+MAX_CHUNK_TOKENS = 1024  # smaller chunks are slower, larger ones take more memory
 
 
 def cpu_chunks_per_thread(rows: int, length: int) -> int:
-    """Number of equal chunks in which each thread computes its half of a batch, one after the
-    other: the fewest with at most MAX_CHUNK_TOKENS each. A large batch then takes hardly more
-    memory than a small one, because each chunk reuses the memory of the one before.
+    """Number of equal chunks into which each thread splits its half of a batch: the fewest with at
+    most MAX_CHUNK_TOKENS each. A chunk reuses the previous one's memory, so that a large batch
+    takes hardly more memory than a small one.
     """
     if rows % THREADS:
         return 1
@@ -49,15 +49,15 @@ def cpu_chunks_per_thread(rows: int, length: int) -> int:
 def run_on_second_thread(
     function: Callable[..., ResultT], calls: Sequence[tuple]
 ) -> Iterator[Future[ResultT]]:
-    """Make the second of two calls on the second thread, while this one makes the first. Yields a
-    future of its evaluated result, to be waited for inside.
+    """Run the second of two calls on the second thread, while the caller makes the first one.
+    Yields a future of the evaluated result, to be awaited inside the context.
 
     Args:
         function: the function of the second call.
         calls: the arguments of both calls.
     """
-    # The first call evaluates. The second one detaches from each array the event that says when it
-    # is evaluated: two threads that share an array would race for it, and crash.
+    # The first eval computes the arrays. The second one detaches their completion events, for which
+    # two threads that share an array would race and crash.
     mx.eval(calls)
     mx.eval(calls)
     with blas.share_blas_threads(THREADS):
@@ -71,10 +71,10 @@ def _call_and_eval(function: Callable[..., ResultT], arguments: tuple) -> Result
 
 
 class _Worker:
-    """A thread that calls functions one after another until the program ends.
+    """A thread that calls submitted functions one after another until the program ends.
 
-    Not an executor: MLX wants each thread to clear its streams as the last thing it does, or the
-    process may abort at its end, and an executor's threads cannot be told to.
+    Not an executor, whose threads cannot run code when they end: each thread must clear its MLX
+    streams last, or the process may abort at exit.
     """
 
     def __init__(self) -> None:

@@ -1,22 +1,22 @@
-"""Matrix products of a few vectors with a weight, as in decoding: column-major, or in parts."""
+"""Fast products of a few vectors and a weight, for decoding: column-major or split weights."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-SMALL_WEIGHT_SIZE = 100_000  # values; with fewer, a weight may be column-major, and is never split
-MAX_PART = 400_000  # multiplications; in larger products OpenBLAS first copies the weight
+SMALL_WEIGHT_SIZE = 100_000  # values; smaller weights may be column-major and are never split
+MAX_PART = 400_000  # multiplications; for larger products, OpenBLAS first copies the weight
 
 
 def cpu_to_column_major(weight: mx.array) -> mx.array:
-    """The same `weight` [O, I] with one column after another in memory, if it is small: a product
-    of a few vectors with it takes as little as half the time. It has no gradient.
+    """Copy `weight` [O, I] to column-major order if it is small: its product with a few vectors
+    then takes as little as half the time. No gradient.
     """
     return weight if weight.size >= SMALL_WEIGHT_SIZE else mx.contiguous(weight.T).T
 
 
-MAX_VECTORS = 8  # that are multiplied in parts; twice as many with a large weight
-LARGE_WEIGHT_SIZE = 8_000_000  # values, which no cache holds
+MAX_VECTORS = 8  # per split product; twice that for a large weight
+LARGE_WEIGHT_SIZE = 8_000_000  # values; such weights do not fit into the CPU's caches
 
 
 def is_split_faster(x: mx.array, weight: mx.array) -> bool:
@@ -30,13 +30,11 @@ def is_split_faster(x: mx.array, weight: mx.array) -> bool:
     )
 
 
-MIN_PART_ROWS = 16  # rows of the weight
+MIN_PART_ROWS = 16  # rows of the weight in each part
 
 
 def split_matmul(x: mx.array, weight: mx.array) -> mx.array:
-    """Product of x [..., I] and the transposed `weight` [O, I], some of its rows at a time:
-    [..., O].
-    """
+    """Product of x [..., I] and the transposed `weight` [O, I], split along its rows: [..., O]."""
     rows, length = weight.shape
     min_parts = -(-weight.size * (x.size // length) // MAX_PART)
     parts = next((n for n in range(min_parts, rows + 1) if rows % n == 0), rows)

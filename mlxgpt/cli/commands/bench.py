@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        dest="out",
         metavar="DIR",
         help="folder for the report (default: benchmarks/reports)",
     )

@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        dest="out",
         metavar="DIR",
         help="folder to write (default: exports/RUN-TO)",
     )

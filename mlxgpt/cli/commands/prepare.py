@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="*",
-        help="shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook; a dataset of the "
+        help="shakespeare, tinystories, tinystories-gpt4, openwebtext, synthetic; a dataset of the "
         "hub, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; or files, folders and globs of text "
         "(<|endoftext|> between documents), JSON, Parquet or Arrow; FILE:COLUMN for another column "
         "than text (default: shakespeare)",
@@ -40,13 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         metavar="char|bpe|gpt2",
         help="char: one token per character; bpe: byte-level BPE trained on the text; gpt2: "
-        "GPT-2's (default: bpe for stories and datasets of the hub, else char)",
+        "GPT-2's (default: gpt2 for openwebtext; bpe for tinystories, hf: datasets and with "
+        "--vocab-size; else char)",
     )
     parser.add_argument(
         "--vocab-size", type=int, metavar="TOKENS", help="vocabulary size of a BPE (default: 4096)"
     )
     parser.add_argument(
-        "--megabytes", type=float, metavar="N", help="size of the storybook in MB (default: 10)"
+        "--megabytes",
+        type=float,
+        metavar="N",
+        help="size of the synthetic stories in MB (default: 10)",
     )
     parser.add_argument(
         "--name", metavar="NAME", help="name of the data folder (default: from the source)"
@@ -73,7 +77,7 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
         f"{dataset.folder}: {meta.train.tokens:,} training tokens, {meta.val.tokens:,} validation "
         f"tokens, vocabulary {meta.vocab_size:,}"
     )
-    tier = 1 if "tokenizer" not in meta.origin else 2  # characters are not named
+    tier = 1 if "tokenizer" not in meta.origin else 2  # the name omits the character tokenizer
     train_command = shlex.join(
         ["mlxgpt", "train", "--tier", str(tier), "--source", str(dataset.folder)]
     )

@@ -67,4 +67,4 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
         resume_command = shlex.join(["mlxgpt", *command_line])
         print_stderr(f"resume with: {prepend_launcher(resume_command)}")
         return EXIT_INTERRUPTED
-    return 0  # of another rank too: a launcher would end the first one in the middle of a word
+    return 0  # on all ranks: a launcher would kill the main one in the middle of a line

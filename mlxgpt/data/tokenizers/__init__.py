@@ -1,3 +1,1 @@
-"""Tokenizers: their interface, characters, byte-level BPE and its training, and reading any
-tokenizer.json.
-"""
+"""Tokenizers: character-level, byte-level BPE and its training, and loading tokenizer.json."""

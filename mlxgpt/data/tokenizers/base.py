@@ -1,8 +1,7 @@
-"""The interface of all tokenizers, their added tokens, and functions that work on any tokenizer.
+"""Tokenizer interface, added tokens, and functions for any tokenizer.
 
-A tokenizer converts text to ids and back; it knows nothing of files, models or training. As text,
-tokenizer.json, it is in Hugging Face's format, so that `tokenizers` and `transformers` read it too.
-Its fingerprint goes into the token arrays, the run and every checkpoint made with it.
+Tokenizers are saved as tokenizer.json in Hugging Face's format, which `tokenizers` and
+`transformers` can load. Data folders, runs and checkpoints store the tokenizer's fingerprint.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
-NUL = "\0"  # ends a document in a stream of documents; no text contains it
+NUL = "\0"  # end of a document in joined documents; text never contains it
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is neither a character nor made by merges.
+    """A token that is neither a character nor the result of merges.
 
     Attributes:
-        special: the token marks a place, such as the end of a text. Its content in a text is text
-            like any other, and never becomes the token. Not special: the content always does.
+        special: whether it is a control token, such as end-of-text. Its content in text is then
+            encoded as ordinary text; that of other added tokens is always encoded as the token.
     """
 
     id: int
@@ -33,14 +32,14 @@ class AddedToken:
     special: bool = True
 
 
-END_OF_TEXT_KEY = "end_of_text"  # key of an added token in our tokenizer.json
+END_OF_TEXT_KEY = "end_of_text"  # marks the end-of-text token in our tokenizer.json
 
 
 class AddedTokens:
-    """The added tokens of a vocabulary, in the order of their ids.
+    """The added tokens of a vocabulary, in order of their ids.
 
     Raises:
-        ValueError: if one is empty, or two have the same content.
+        ValueError: if a token is empty, or two have the same content.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
@@ -56,8 +55,8 @@ class AddedTokens:
         )
 
     def encode(self, text: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
-        """ids[n] of a text: of the added tokens in it that are not special, and what `encode`
-        returns for the text between them.
+        """Encode text: ids [n]. Non-special added tokens become their ids; `encode` encodes the
+        text between them.
         """
         if self._non_special_pattern is None:
             return encode(text)
@@ -71,18 +70,18 @@ class AddedTokens:
         )
 
     def mark_special_tokens(self, text: str) -> str:
-        """Mark the special tokens in a text, for `encode_with_special_tokens`."""
+        """Mark the special tokens in text, for `encode_with_special_tokens`."""
         if self._special_pattern is None:
             return text
         return self._special_pattern.sub(lambda match: f"{NUL}{self.ids[match[0]]}{NUL}", text)
 
     def fingerprint_fields(self, end_of_text: int | None) -> list[Any]:
-        """The added tokens, as part of what a tokenizer's fingerprint is computed from."""
+        """The added tokens, as input of a tokenizer's fingerprint."""
         return [[[t.id, t.content, t.special] for t in self.tokens], end_of_text]
 
     def to_tree(self, end_of_text: int | None) -> list[dict[str, Any]]:
-        """The `added_tokens` of a tokenizer.json. `tokenizers` ignores the key that marks an
-        end-of-text of another name than GPT-2's.
+        """The `added_tokens` of a tokenizer.json. An end-of-text token with another name than
+        GPT-2's is marked with an extra key, which `tokenizers` ignores.
         """
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         tree = []
@@ -94,16 +93,16 @@ class AddedTokens:
 
 
 def _compile_alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that matches any of the texts, the longest first; None if there are none."""
+    """Compile a pattern that matches any of the texts, longest first; None if there are none."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
 
 def tokens_by_id(pairs: Iterable[tuple[int, bytes]]) -> list[bytes]:
-    """The bytes of every id, from 0 on.
+    """The bytes of each token, in order of ids from 0.
 
     Raises:
-        ValueError: if an id is missing, or has two tokens.
+        ValueError: if an id is missing or has two tokens.
     """
     tokens: dict[int, bytes] = {}
     for id, token in pairs:
@@ -116,42 +115,40 @@ def tokens_by_id(pairs: Iterable[tuple[int, bytes]]) -> list[bytes]:
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids, all below `vocab_size`."""
+    """Tokenizer interface: converts text to ids below `vocab_size`, and back."""
 
     added_tokens: AddedTokens
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that ends a document; None where there are no documents."""
+        """Id of the end-of-text token, which ends a document; None if there is none."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end-of-text token included."""
+        """Number of tokens, including added tokens."""
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of everything that decides which ids a text becomes."""
+        """SHA-256 of everything that affects how text is encoded."""
 
     def encode(self, text: str) -> np.ndarray:
-        """ids[n], int64. Special text in it is text, never a token."""
+        """Encode text: ids, int64 [n]. Special tokens in it are encoded as ordinary text."""
 
     def encode_documents(self, text: str) -> np.ndarray:
-        """As `encode`; each NUL becomes an end-of-text token."""
+        """Encode joined documents, like `encode`; each NUL becomes an end-of-text token."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens are written by their names."""
+        """Decode ids to text; special tokens are decoded to their names."""
 
     def token_bytes(self, id: int) -> bytes:
-        """The UTF-8 bytes that one id stands for; those of one character may be spread over
-        several ids.
-        """
+        """UTF-8 bytes of one token; a character may span several tokens."""
 
     def to_json(self) -> str:
-        """tokenizer.json."""
+        """Contents of tokenizer.json."""
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """[vocab_size]: how many bytes of text each id stands for; an end-of-text for none."""
+    """Bytes of text per token, [vocab_size]; 0 for end-of-text."""
     lengths = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
     if tokenizer.end_of_text is not None:
         lengths[tokenizer.end_of_text] = 0
@@ -159,16 +156,16 @@ def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def end_of_text_token(tokenizer: Tokenizer) -> str | None:
-    """The name of the end-of-text, such as <|endoftext|>; None where there is none."""
+    """Name of the end-of-text token, such as <|endoftext|>; None if there is none."""
     end_id = tokenizer.end_of_text
     return None if end_id is None else tokenizer.token_bytes(end_id).decode()
 
 
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text with special tokens that `AddedTokens.mark_special_tokens` marked.
+    """Encode text whose special tokens were marked by `AddedTokens.mark_special_tokens`.
 
     Raises:
-        ValueError: if it has other NULs.
+        ValueError: if the text contains other NULs.
     """
     ids: list[int] = []
     for n, piece in enumerate(text.split(NUL)):
@@ -179,7 +176,7 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 def build_bpe_json(
     added_tokens: list[dict[str, Any]], *, pre_tokenizer: Any, decoder: Any, **model: Any
 ) -> str:
-    """The tokenizer.json of a BPE: the arguments, and the fields that are the same in all."""
+    """Build the tokenizer.json of a BPE from the fields that differ between tokenizers."""
     tree: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,

@@ -1,8 +1,8 @@
-"""Byte-level BPE (Radford et al., 2019): trained by `tokenizers`, used through `tiktoken`.
+"""Byte-level BPE (Radford et al., 2019): trained with `tokenizers`, encoded with `tiktoken`.
 
-A vocabulary is 256 bytes, then one token for each merge, in order, then end-of-text. GPT-2's own
-is the one with 50,000 merges. Text is first cut by GPT-2's pattern; merges never cross a cut.
-Imported tokenizers may have their ids in another order, and added tokens.
+A vocabulary consists of 256 bytes, one token per merge, in order, and end-of-text; GPT-2 has 50,000
+merges. Text is first split by GPT-2's pattern, and merges never cross a split. Imported tokenizers
+may have added tokens, and ids in another order.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Merge = tuple[bytes, bytes]
 
 @functools.cache
 def bytes_to_unicode() -> dict[int, str]:
-    """GPT-2's table from a byte to the character that tokenizer.json writes for it, in the order of
-    the first 256 ids: printable Latin-1 as itself, the others from U+0100 on.
+    """GPT-2's mapping from bytes to their characters in tokenizer.json, in order of the first 256
+    ids: printable Latin-1 as itself, the others from U+0100 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
@@ -51,16 +51,16 @@ def bytes_to_unicode() -> dict[int, str]:
 
 
 class BPETokenizer:
-    """Byte-level BPE with GPT-2's pattern: any text has ids, and they give it back.
+    """Byte-level BPE with GPT-2's pattern; lossless for any text.
 
     Args:
-        merges: pairs of tokens, each becoming one token, the first merged first.
-        ids: the id of each byte, in GPT-2's order, and of each merge; default: from 0 on.
-        added_tokens: all other tokens; default: the end-of-text, behind them.
-        end_of_text: the id of the added token that ends a document; None where there is none.
+        merges: pairs of tokens to merge, in order of priority.
+        ids: ids of the bytes, in GPT-2's order, and of the merges; default: 0, 1, 2, ….
+        added_tokens: all other tokens; default: end-of-text, with the next id.
+        end_of_text: id of the added token that ends a document; None if there is none.
 
     Attributes:
-        tokens: the bytes and what merges make of them, in order.
+        tokens: the 256 bytes, then the result of each merge.
     """
 
     def __init__(
@@ -86,26 +86,26 @@ class BPETokenizer:
         pairs = [*zip(ids_by_rank, self.tokens, strict=True), *added_pairs]
         self._bytes_by_id = tokens_by_id(pairs)
         default_added_tokens = [AddedToken(size, END_OF_TEXT)]
-        # The fingerprint of such a tokenizer never changes.
+        # The fingerprint of tokenizers with default ids must not change.
         self._has_default_ids = (
             ids_by_rank == [*range(size)] and self.added_tokens.tokens == default_added_tokens
         )
-        # tiktoken numbers tokens by their rank, and the end-of-text last.
+        # tiktoken uses ranks as ids, with end-of-text last.
         self._ids_by_rank = np.array([*ids_by_rank, self.end_of_text or 0], dtype=np.uint32)
         self._thread_local = threading.local()
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the added tokens included."""
+        """Number of tokens, including added tokens."""
         return len(self._bytes_by_id)
 
     def encode(self, text: str) -> np.ndarray:
-        """ids[n], int64. Special text in it is text, never a token."""
+        """Encode text: ids, int64 [n]. Special tokens in it are encoded as ordinary text."""
         with _wrap_tiktoken_errors():
             return self.added_tokens.encode(text, self._encode)
 
     def encode_documents(self, text: str) -> np.ndarray:
-        """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
+        """Encode joined documents: uint32 [n]; each NUL becomes end-of-text. Releases the GIL."""
         with _wrap_tiktoken_errors():
             return self.added_tokens.encode(text, self._encode_documents)
 
@@ -121,18 +121,18 @@ class BPETokenizer:
         return ranks if self._has_default_ids else self._ids_by_rank[ranks]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens are written by their names, and bytes that are not
-        UTF-8, as where a character is cut, as U+FFFD.
+        """Decode ids to text; special tokens are decoded to their names, and invalid UTF-8, such
+        as an incomplete character, to U+FFFD.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that one id stands for."""
+        """Bytes of one token."""
         return self._bytes_by_id[id]
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of everything that decides which ids a text becomes."""
+        """SHA-256 of everything that affects how text is encoded."""
         fields: list[Any] = ["bpe", *(f"{left.hex()} {right.hex()}" for left, right in self.merges)]
         if not self._has_default_ids:
             fields += [
@@ -142,7 +142,7 @@ class BPETokenizer:
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """tokenizer.json, as Hugging Face's `tokenizers` and `transformers` read it."""
+        """Contents of tokenizer.json for Hugging Face's `tokenizers` and `transformers`."""
         byte_level = {
             "type": "ByteLevel",
             "add_prefix_space": False,
@@ -165,12 +165,12 @@ class BPETokenizer:
 
     @classmethod
     def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
-        """The tokenizer with merges as tokenizer.json spells them, and default ids."""
+        """Make a tokenizer with default ids from merges as written in tokenizer.json."""
         return cls(parse_merges(merges))
 
     @property
     def _encoding(self) -> Any:
-        """An encoding of tiktoken for each thread: threads that share one wait for each other."""
+        """Thread-local tiktoken encoding: threads that share one block each other."""
         if not hasattr(self._thread_local, "encoding"):
             import tiktoken
             from tiktoken_ext.openai_public import r50k_pat_str
@@ -186,7 +186,7 @@ class BPETokenizer:
 
 @contextlib.contextmanager
 def _wrap_tiktoken_errors() -> Iterator[None]:
-    """Raise UserError for the errors of tiktoken's regex on very long white space (1M spaces)."""
+    """Convert errors of tiktoken's regex on very long whitespace (1M spaces) to UserError."""
     try:
         yield
     except BaseException as error:
@@ -203,11 +203,11 @@ DEFAULT_VOCAB_SIZE = 4096
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Byte-level BPE trained on some text, with at most `vocab_size` ids, end-of-text included;
-    fewer where no two tokens are left to be merged.
+    """Train a byte-level BPE with at most `vocab_size` tokens, including end-of-text; fewer if no
+    pairs are left to merge.
 
     Raises:
-        UserError: if there is no room for every byte, or the process that trains it fails.
+        UserError: if `vocab_size` is too small for all bytes, or the training process fails.
     """
     check_vocab_size(vocab_size)
     # A new session, so that Ctrl-C in the terminal reaches this process only.
@@ -239,11 +239,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     return BPETokenizer.from_json_merges(json.loads(output))
 
 
-MIN_VOCAB_SIZE = 257  # every byte, and end-of-text
+MIN_VOCAB_SIZE = 257  # all bytes, and end-of-text
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a vocabulary without room for every byte."""
+    """Raise UserError if a vocabulary is too small for all bytes."""
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size = {vocab_size} is too small for byte-level BPE",
@@ -257,10 +257,10 @@ GPT2_DOWNLOAD_TIMEOUT_SECONDS = 60.0  # for two files, 1.5 MB
 
 @functools.cache
 def load_gpt2_tokenizer() -> BPETokenizer:
-    """GPT-2's own encoding, as tiktoken fetches and caches it (TIKTOKEN_CACHE_DIR).
+    """Load the GPT-2 tokenizer, which tiktoken downloads and caches (TIKTOKEN_CACHE_DIR).
 
     Raises:
-        UserError: if it is not in the cache and cannot be fetched.
+        UserError: if it is not cached and could not be downloaded.
     """
     import tiktoken
 
@@ -268,7 +268,7 @@ def load_gpt2_tokenizer() -> BPETokenizer:
         encoding = http.run_with_timeout(
             GPT2_DOWNLOAD_TIMEOUT_SECONDS, lambda: tiktoken.get_encoding("gpt2")
         )
-    except Exception as error:  # whatever its transport raises
+    except Exception as error:  # any error of its transport
         if isinstance(error, OSError) and error.errno in files.REMEDIES:
             cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the tiktoken cache"))
             raise files.to_user_error(error, "use", cache_folder) from error
@@ -282,8 +282,8 @@ def load_gpt2_tokenizer() -> BPETokenizer:
 
 
 def _recover_merges(tokens: Sequence[bytes]) -> Iterator[Merge]:
-    """The merges that made the tokens of a byte-level BPE: the earlier merges reduce each token to
-    two parts, which are its own merge.
+    """Recover the merges of a byte-level BPE from its tokens, in order: the earlier merges reduce
+    each token to two parts, which are the merged pair.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     for token in tokens[256:]:
@@ -297,17 +297,17 @@ def _recover_merges(tokens: Sequence[bytes]) -> Iterator[Merge]:
 
 
 def token_bytes_to_string(token: bytes) -> str:
-    """A token as tokenizer.json and vocab.json spell it."""
+    """Convert a token's bytes to its string in tokenizer.json and vocab.json."""
     byte_to_char = bytes_to_unicode()
     return "".join(byte_to_char[byte] for byte in token)
 
 
 def parse_merges(merges: Iterable[Sequence[str]]) -> list[Merge]:
-    """Merges as tokenizer.json and merges.txt spell them.
+    """Parse merges as written in tokenizer.json and merges.txt.
 
     Raises:
-        KeyError: naming a character that stands for no byte.
-        ValueError: if one is not of two tokens.
+        KeyError: for a character that represents no byte.
+        ValueError: if a merge is not a pair of tokens.
     """
     char_to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
 

@@ -1,9 +1,9 @@
-"""Learns the merges of a byte-level BPE; run as a script, in a separate process.
+"""Train a byte-level BPE; run as a script in a separate process.
 
-The `tokenizers` library trains in native code, for seconds or minutes, and ignores signals until
-it is done. A process can be killed at any time, so that Ctrl-C stops the training at once.
+`tokenizers` trains in native code for seconds to minutes and ignores signals meanwhile. A separate
+process can be killed, so that Ctrl-C stops the training immediately.
 
-    stdin     each text as a JSON string on a line of its own, then null; kept open meanwhile
+    stdin     one JSON string per line, then null; kept open until the end
     stdout    the merges, as in tokenizer.json
 """
 
@@ -25,12 +25,12 @@ MAX_RUN_BYTES = 1000  # training time is quadratic in the length of an unbroken 
 
 
 def make_pre_tokenizer() -> Any:
-    """GPT-2's pattern, over bytes; a run longer than `MAX_RUN_BYTES` is cut."""
+    """GPT-2's byte-level pre-tokenizer; runs longer than `MAX_RUN_BYTES` are split."""
     return Sequence([ByteLevel(add_prefix_space=False), FixedLength(MAX_RUN_BYTES)])
 
 
 def learn_merges(texts: Iterable[str], vocab_size: int) -> list[list[str]]:
-    """The merges that lead to at most `vocab_size` tokens, bytes included."""
+    """Train a BPE: merges for at most `vocab_size` tokens, including the 256 bytes."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = make_pre_tokenizer()
     trainer = BpeTrainer(
@@ -48,11 +48,11 @@ def _read_texts() -> Iterator[str]:
             threading.Thread(target=_exit_with_parent, daemon=True).start()
             return
         yield text
-    os._exit(1)  # the parent ended before the last text
+    os._exit(1)  # the parent process ended before the last text
 
 
 def _exit_with_parent() -> None:
-    """End this process when stdin closes: the parent ended, and needs no merges."""
+    """Exit when stdin is closed, which means that the parent process has ended."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The character tokenizer: one token for each Unicode code point."""
+"""Character tokenizer: one token per Unicode code point."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from mlxgpt.utils.errors import UserError
 
 
 class CharTokenizer:
-    """One token a character (a Unicode code point), ids in code-point order. `from_ids` makes one
-    with ids in any order.
+    """Tokenizer with one token per character (Unicode code point), and ids in code-point order.
+    `from_ids` makes one with ids in any order.
 
     Args:
-        characters: the vocabulary, in any order, repeats ignored. It is sorted, never taken in a
-            set's order, which differs from process to process.
-        end_of_text: whether to add a last id, for the end of a document.
+        characters: the vocabulary, in any order, duplicates allowed.
+        end_of_text: whether to add an end-of-text token, with the last id.
 
     Attributes:
-        characters: the vocabulary in the order of its ids.
-        end_of_text: the id that ends a document; None where there are no documents.
+        characters: the vocabulary in order of its ids.
+        end_of_text: id of the end-of-text token; None if there is none.
         added_tokens: the tokens that are not characters.
     """
 
@@ -51,12 +50,12 @@ class CharTokenizer:
         added_tokens: Sequence[AddedToken] = (),
         end_of_text: int | None = None,
     ) -> CharTokenizer:
-        """The tokenizer with these ids.
+        """Make a tokenizer with given ids.
 
         Args:
             ids: the id of each character, in any order.
             added_tokens: all other tokens.
-            end_of_text: the id of the added token that ends a document.
+            end_of_text: id of the added token that ends a document.
 
         Raises:
             ValueError: if an id is missing or has two tokens, or a token is not one character.
@@ -80,7 +79,7 @@ class CharTokenizer:
         self._sorted_codes = _code_points(sorted_characters)
         self._ids_by_code = np.array([ids[character] for character in sorted_characters])
         default_added_tokens = [] if end_of_text is None else [AddedToken(len(ids), END_OF_TEXT)]
-        # As `__init__` assigns them: the fingerprint and file of such a tokenizer never change.
+        # The ids that `__init__` assigns: their fingerprint and tokenizer.json must not change.
         self._has_default_ids = (
             self._ids_by_code.tolist() == [*range(len(ids))]
             and self.added_tokens.tokens == default_added_tokens
@@ -88,7 +87,7 @@ class CharTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the added tokens included."""
+        """Number of tokens, including added tokens."""
         return len(self._bytes_by_id)
 
     def can_encode(self, text: str) -> bool:
@@ -96,15 +95,15 @@ class CharTokenizer:
         return set(self.characters).issuperset(text)
 
     def encode(self, text: str) -> np.ndarray:
-        """ids[n], int64, of a text. Special text in it is text, never a token.
+        """Encode text: ids, int64 [n]. Special tokens in it are encoded as ordinary text.
 
         Raises:
-            UserError: naming the characters that are not in the vocabulary.
+            UserError: for characters that are not in the vocabulary.
         """
         return self.added_tokens.encode(text, self._encode)
 
     def encode_documents(self, text: str) -> np.ndarray:
-        """As `encode`; each NUL becomes an end-of-text token."""
+        """Encode joined documents, like `encode`; each NUL becomes an end-of-text token."""
         return self.added_tokens.encode(text, self._encode_documents)
 
     def _encode(self, text: str) -> np.ndarray:
@@ -131,16 +130,16 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens are written by their names."""
+        """Decode ids to text; special tokens are decoded to their names."""
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8")
 
     def token_bytes(self, id: int) -> bytes:
-        """The UTF-8 bytes that one id stands for."""
+        """UTF-8 bytes of one token."""
         return self._bytes_by_id[id]
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of everything that decides which ids a text becomes."""
+        """SHA-256 of everything that affects how text is encoded."""
         fields: list[Any] = ["char", self.characters, self.end_of_text is not None]
         if not self._has_default_ids:
             fields = ["char", self.characters, sorted(self._ids_by_code.tolist())]
@@ -148,8 +147,8 @@ class CharTokenizer:
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """tokenizer.json as Hugging Face's `tokenizers` reads it: a BPE over characters, without
-        merges.
+        """Contents of tokenizer.json for Hugging Face's `tokenizers`: a BPE over characters,
+        without merges.
         """
         vocab = dict(
             zip(map(chr, self._sorted_codes.tolist()), self._ids_by_code.tolist(), strict=True)
@@ -166,5 +165,5 @@ class CharTokenizer:
 
 
 def _code_points(text: str) -> np.ndarray:
-    # A lone surrogate from the command line is then reported as an unknown character.
+    # With surrogatepass, a lone surrogate is reported as an unknown character.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -1,7 +1,7 @@
-"""Reads a tokenizer.json, ours or another program's: the one reader of every kind of tokenizer.
+"""Load tokenizer.json files, written by mlxgpt or other programs.
 
-In a text that is encoded, special tokens are text, as with `split_special_tokens=True` in
-transformers; added tokens that are not special are tokens.
+Special tokens in text are encoded as ordinary text, as with `split_special_tokens=True` in
+transformers; added tokens that are not special are encoded as tokens.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MAX_TOKENIZER_BYTES = 1 << 26  # GPT-2's tokenizer.json has 3.6 MB
+MAX_TOKENIZER_BYTES = 1 << 26  # 64 MiB; GPT-2's tokenizer.json has 3.6 MB
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json that `to_json` wrote.
+    """Load a tokenizer.json written by `to_json`.
 
     Raises:
-        UserError: if there is none, or it is not one of ours.
+        UserError: if it is missing, or was not written by mlxgpt.
         OSError: if it cannot be read.
     """
     try:
@@ -57,16 +57,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def build_tokenizer(
     tree: Mapping[str, Any], end_of_text: str | None = None, special_tokens: Collection[str] = ()
 ) -> Tokenizer:
-    """The tokenizer that a parsed tokenizer.json describes: byte-level BPE, or characters. Each
-    token has the id that it has there.
+    """Build the tokenizer of a parsed tokenizer.json, byte-level BPE or characters, with the same
+    ids.
 
     Args:
-        tree: of an added token that it lists twice, the last settings count.
-        end_of_text: the token that ends a text; default: <|endoftext|> where there is one.
-        special_tokens: names of special tokens, which may be in the vocabulary only.
+        tree: the parsed file; if an added token is listed twice, the last entry counts.
+        end_of_text: name of the end-of-text token; default: <|endoftext|>, if it exists.
+        special_tokens: names of special tokens; they may be missing from `added_tokens`.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: if it is another kind of tokenizer.
+        ValueError, KeyError, TypeError, AttributeError: if it is not a supported tokenizer.
     """
     model = tree["model"]
     if model.get("type", "BPE") != "BPE" or tree.get("normalizer"):
@@ -121,10 +121,10 @@ def build_tokenizer(
 def _parse_added_tokens(
     entries: Iterable[Mapping[str, Any]], vocab: Mapping[str, int]
 ) -> dict[str, AddedToken]:
-    """Added tokens by their content.
+    """Parse added tokens, by their content.
 
     Raises:
-        ValueError: if files do not agree on an id, or a token takes in what is around it.
+        ValueError: if a token has two ids, or unsupported flags such as `lstrip`.
     """
     tokens: dict[str, AddedToken] = {}
     for entry in entries:
@@ -140,5 +140,5 @@ def _parse_added_tokens(
 
 
 def _looks_special(token: str) -> bool:
-    """Whether a token that no merge makes is a special one, by its name, such as <pad> or [PAD]."""
+    """Whether a token's name looks like a special token, such as <pad> or [PAD]."""
     return (token[:1], token[-1:]) in (("<", ">"), ("[", "]")) and len(token) > 2

@@ -1,5 +1,5 @@
-// Requests to the server. The key comes in the address's fragment, which is never sent, and is
-// stored for this tab, so that a reload finds it.
+// Requests to the server; the other modules only call the functions exported below. The API key is
+// in the URL's fragment, which browsers never send; it is stored for this tab, to survive a reload.
 
 const STORAGE_KEY = "mlxgpt-key";
 if (location.hash.length > 1) {
@@ -28,11 +28,11 @@ async function send(path, options) {
 
 const postOptions = (body, signal) => ({ method: "POST", body: JSON.stringify(body), signal });
 
-export const get = async (path) => (await send(path, {})).json();
-export const post = async (path, body, signal) => (await send(path, postOptions(body, signal))).json();
+const get = async (path) => (await send(path, {})).json();
+const post = async (path, body, signal) => (await send(path, postOptions(body, signal))).json();
 
-// Server-sent events. EventSource cannot send a key.
-export async function* events(path, body, signal) {
+// Server-sent events of a POST request; EventSource cannot send the key.
+async function* postStream(path, body, signal) {
   const reader = (await send(path, postOptions(body, signal))).body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -48,8 +48,8 @@ export async function* events(path, body, signal) {
   }
 }
 
-// A POST that aborts the one before it: only the latest call gets an answer, the others null.
-export function latest(path) {
+// Each call aborts the one before it, which then returns null.
+function postLatest(path) {
   let running;
   return async (body) => {
     running?.abort();
@@ -62,3 +62,11 @@ export function latest(path) {
     }
   };
 }
+
+export const getRun = () => get("/api/run");
+export const getCurves = () => get("/api/curves");
+export const streamTokens = (body, signal) => postStream("/api/generate", body, signal);
+export const fetchNextTokens = postLatest("/api/next_tokens");
+export const fetchAttention = postLatest("/api/attention");
+export const fetchLogitLens = postLatest("/api/lens");
+export const fetchNeighbors = postLatest("/api/neighbors");

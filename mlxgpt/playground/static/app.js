@@ -1,42 +1,42 @@
-// Entry point: loads the run, and sets up the three tabs.
+// Entry point: loads the run and sets up the three tabs.
 
-import { get } from "./api.js";
-import * as inside from "./inside.js";
-import * as life from "./life.js";
+import { getRun } from "./api.js";
+import * as generate from "./generate.js";
+import * as inspect from "./inspect.js";
 import { byId, guarded, number, showError, state } from "./shared.js";
-import * as write from "./write.js";
+import * as training from "./training.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const ON_OPEN = { inside: inside.onOpen, life: life.onOpen };
+const ON_OPEN = { inspect: inspect.onOpen, training: training.onOpen };
 
 function select(tab, focus) {
   for (const other of tabs) {
-    const chosen = other === tab;
-    other.ariaSelected = String(chosen);
-    other.tabIndex = chosen ? 0 : -1;
-    byId(other.getAttribute("aria-controls")).hidden = !chosen;
+    const selected = other === tab;
+    other.ariaSelected = String(selected);
+    other.tabIndex = selected ? 0 : -1;
+    byId(other.getAttribute("aria-controls")).hidden = !selected;
   }
   if (focus) tab.focus();
   guarded(ON_OPEN[tab.getAttribute("aria-controls")] ?? (() => {}))();
 }
 
-// Name and size of the run, and its step, which grows while it trains.
+// Loads and shows the run: its name, its size, and its latest checkpoint.
 async function loadRun() {
-  state.run = await get("/api/run");
+  state.run = await getRun();
   const { run } = state;
   document.title = `mlxgpt play: ${run.name}`;
-  byId("name").textContent = run.name;
-  byId("facts").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, `
+  byId("run-name").textContent = run.name;
+  byId("run-info").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, `
     + `vocabulary ${number(run.vocab_size)}, block size ${number(run.block_size)}`
     + (run.step === null ? "; no checkpoint yet" : `; checkpoint at step ${number(run.step)}`);
 }
 
 async function init() {
   await loadRun();
-  state.changed.addEventListener("age", guarded(async () => { await loadRun(); write.updateControls(); }));
-  write.init();
-  inside.init();
-  life.init();
+  state.changed.addEventListener("snapshots", guarded(async () => { await loadRun(); generate.updateControls(); }));
+  generate.init();
+  inspect.init();
+  training.init();
   for (const tab of tabs) {
     tab.addEventListener("click", () => select(tab));
     tab.addEventListener("keydown", (event) => {

@@ -1,10 +1,10 @@
-// Shared by the three tabs: the run, the text's tokens, errors, and helpers for the DOM.
+// Shared by the three tabs: the run, the generated tokens, errors, and DOM helpers.
 
 import { RequestError } from "./api.js";
 
-const STORAGE_KEY = "mlxgpt-text";
+const STORAGE_KEY = "mlxgpt-generated-text";
 
-// tokens: {id, text, name, probability, alternatives}; the prompt's have null for the last two.
+// tokens: {id, text, label, probability, alternatives}; the last two are null for prompt tokens.
 export const state = { run: null, tokens: [], changed: new EventTarget() };
 
 export const byId = (id) => document.getElementById(id);
@@ -15,7 +15,7 @@ export function saveText() {
   try {
     sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ tokens: state.tokens, prompt: byId("prompt").value }));
   } catch {
-    sessionStorage.removeItem(STORAGE_KEY); // too long for the storage
+    sessionStorage.removeItem(STORAGE_KEY); // the text exceeds the storage quota
   }
 }
 
@@ -29,12 +29,12 @@ export function restoreText() {
 
 export function showError(error) {
   if (error?.name === "AbortError") return;
-  byId("problem").textContent = error instanceof RequestError ? error.message : `Page error: ${error}`;
+  byId("error").textContent = error instanceof RequestError ? error.message : `Page error: ${error}`;
 }
 
-export const clearError = () => { byId("problem").textContent = ""; };
+export const clearError = () => { byId("error").textContent = ""; };
 
-// Wraps an event handler, so that its errors are shown.
+// Wraps an event handler to show its errors.
 export const guarded = (handler) => async (...args) => {
   try {
     return await handler(...args);
@@ -49,22 +49,23 @@ export function element(name, properties = {}, ...children) {
   return node;
 }
 
-// A token's name with visible stand-ins for unprintable characters.
-export const visible = (name) => name.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣")
+// A token's label with visible replacements for unprintable characters.
+export const visible = (label) => label.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣")
   .replace(/(?! )[\p{C}\p{Z}]/gu, (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`) || "∅";
 
-// Bars of [[id, name, share]] or [[id, name, thin share, thick share]]; `onChoose` makes buttons.
-export function bars(list, rows, { onChoose, drawnId, scale = 1, format } = {}) {
-  list.replaceChildren(...rows.map(([id, name, thin, thick]) => {
+// Shows rows of [id, label, value] or [id, label, thin bar, thick bar] as bars; with `onSelect`, as
+// buttons.
+export function renderBars(list, rows, { onSelect, sampledId, scale = 1, format } = {}) {
+  list.replaceChildren(...rows.map(([id, label, thin, thick]) => {
     const share = thick ?? thin;
     const bar = element("span", { className: "bar", ariaHidden: "true" });
-    if (thick !== undefined) bar.append(barPart("before", thin / scale));
-    bar.append(barPart("left", share / scale));
-    const label = format ? format(thin, thick) : percent(share);
-    const parts = [element("code", {}, visible(name)), bar, element("span", {}, label)];
-    const item = element("li", { className: [id === drawnId && "drawn", share === 0 && "none"].filter(Boolean).join(" ") });
-    if (onChoose) {
-      const button = element("button", { type: "button", onclick: () => onChoose(id) }, ...parts);
+    if (thick !== undefined) bar.append(barPart("thin", thin / scale));
+    bar.append(barPart("thick", share / scale));
+    const value = format ? format(thin, thick) : percent(share);
+    const parts = [element("code", {}, visible(label)), bar, element("span", {}, value)];
+    const item = element("li", { className: [id === sampledId && "sampled", share === 0 && "zero"].filter(Boolean).join(" ") });
+    if (onSelect) {
+      const button = element("button", { type: "button", onclick: () => onSelect(id) }, ...parts);
       item.append(button);
     } else {
       item.append(...parts);

@@ -1,0 +1,127 @@
+// The Training tab: loss curves, and text generated at each snapshot.
+
+import { getCurves, streamTokens } from "./api.js";
+import { byId, clearError, element, guarded, number, showError, state } from "./shared.js";
+
+const REFRESH_MS = 2000; // while the run trains
+const MAX_TOKENS = 80; // generated at each snapshot
+let curves = null, timer = 0, running = null;
+const texts = new Map();
+
+export function init() {
+  byId("snapshots-prompt").value = state.run.example_prompt;
+  byId("snapshots-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    generateAtSnapshots();
+  });
+  byId("snapshot").addEventListener("input", () => selectSnapshot(true));
+  addEventListener("resize", () => { if (curves && !byId("training").hidden) draw(); });
+}
+
+export async function onOpen() {
+  clearTimeout(timer);
+  if (byId("training").hidden) return;
+  curves = await getCurves();
+  if (curves.snapshots.length !== state.run.snapshots.length) state.changed.dispatchEvent(new Event("snapshots"));
+  showSnapshots();
+  draw();
+  showSamples();
+  const isTraining = curves.step < curves.max_steps;
+  byId("training-progress").textContent = curves.step
+    ? `Step ${number(curves.step)} of ${number(curves.max_steps)}, ${curves.minutes.toFixed(1)} min of training. `
+      + (isTraining ? "This page updates every 2 s during training. " : "")
+      + "An untrained model gives every token the same probability; its loss is ln(vocabulary size)."
+    : "No training metrics have been logged for this run.";
+  if (isTraining && !state.run.imported) timer = setTimeout(guarded(onOpen), REFRESH_MS);
+}
+
+function showSnapshots() {
+  const steps = curves.snapshots, slider = byId("snapshot"), list = byId("snapshots");
+  if (list.childElementCount !== steps.length) {
+    const atEnd = Number(slider.value) === Number(slider.max);
+    slider.max = Math.max(0, steps.length - 1);
+    slider.disabled = steps.length < 2;
+    if (atEnd) slider.value = slider.max;
+    list.replaceChildren(...steps.map((step) => {
+      const item = element("li", {}, element("h3", {}, step ? `step ${number(step)}` : "step 0 (untrained)"), element("span", {}, texts.get(step) ?? "…"));
+      item.dataset.step = step;
+      return item;
+    }));
+  }
+  selectSnapshot(false);
+}
+
+function selectSnapshot(moved) {
+  const step = curves?.snapshots[Number(byId("snapshot").value)];
+  if (step === undefined) return;
+  byId("snapshot-label").textContent = step ? `step ${number(step)}` : "step 0 (untrained)";
+  byId("snapshot").ariaValueText = byId("snapshot-label").textContent;
+  for (const item of byId("snapshots").children) {
+    const selected = Number(item.dataset.step) === step;
+    if (selected) item.setAttribute("aria-current", "true"); else item.removeAttribute("aria-current");
+    if (selected && moved) item.scrollIntoView({ block: "nearest" });
+  }
+  if (moved) draw();
+}
+
+async function generateAtSnapshots() {
+  running?.abort();
+  const controller = new AbortController();
+  running = controller;
+  clearError();
+  texts.clear();
+  for (const item of byId("snapshots").children) item.lastChild.textContent = "…";
+  const text = byId("snapshots-prompt").value;
+  try {
+    for (const step of [...curves.snapshots]) {
+      byId("snapshots-status").textContent = `generating at step ${number(step)}`;
+      const body = { text, step, max_tokens: MAX_TOKENS, temperature: 0.8, seed: 1 };
+      let generated = "";
+      for await (const event of streamTokens(body, controller.signal)) {
+        generated += event.prompt ? event.prompt.map(([, text]) => text).join("") : event.text ?? "";
+        texts.set(step, generated);
+        const item = byId("snapshots").querySelector(`[data-step="${step}"]`);
+        if (item) item.lastChild.textContent = generated;
+      }
+    }
+    byId("snapshots-status").textContent = "done: same prompt, same seed";
+  } catch (error) {
+    if (running === controller) byId("snapshots-status").textContent = "";
+    showError(error);
+  }
+}
+
+function showSamples() {
+  const list = byId("samples");
+  if (list.childElementCount === curves.samples.length) return;
+  list.replaceChildren(...curves.samples.toReversed().map(([step, text]) =>
+    element("li", {}, element("h3", {}, `step ${number(step)}`), text)));
+}
+
+function draw() {
+  const svg = d3.select("#loss-curve");
+  svg.selectAll("*").remove();
+  const { width, height } = byId("loss-curve").getBoundingClientRect();
+  if (!width || !curves.loss.length) return;
+  const uniformLoss = Math.log(curves.vocab_size), all = [...curves.loss, ...curves.val_loss].map(([, value]) => value);
+  const x = d3.scaleSqrt([0, Math.max(curves.step, ...curves.snapshots, 1)], [40, width - 22]);
+  const y = d3.scaleLinear([Math.min(...all), Math.max(uniformLoss, ...all)], [height - 30, 12]).nice();
+  svg.append("g").attr("transform", `translate(0,${height - 30})`).call(d3.axisBottom(x).ticks(Math.min(8, width / 70)));
+  svg.append("g").attr("transform", "translate(40,0)").call(d3.axisLeft(y).ticks(6));
+  svg.append("text").attr("x", width - 22).attr("y", height - 2).attr("text-anchor", "end").text("steps");
+  svg.append("text").attr("x", 46).attr("y", 12).text("loss, nats per token");
+  const line = d3.line(([step]) => x(step), ([, value]) => y(value));
+  svg.append("line").attr("class", "uniform").attr("x1", 40).attr("x2", width - 22).attr("y1", y(uniformLoss)).attr("y2", y(uniformLoss));
+  svg.append("text").attr("class", "uniform-label").attr("x", width - 22).attr("y", y(uniformLoss) + 14).attr("text-anchor", "end")
+    .text(`uniform guess: ln ${number(curves.vocab_size)} = ${uniformLoss.toFixed(2)}`);
+  svg.append("path").attr("class", "train-loss").attr("d", line(curves.loss));
+  svg.append("path").attr("class", "val-loss").attr("d", line(curves.val_loss));
+  const selected = curves.snapshots[Number(byId("snapshot").value)];
+  const nearest = d3.bisector(([step]) => step).center;
+  const value = (step) => (step ? curves.loss[nearest(curves.loss, step)][1] : uniformLoss);
+  svg.selectAll("circle").data(curves.snapshots).join("circle").attr("class", (step) => `snapshot${step === selected ? " selected" : ""}`)
+    .attr("r", (step) => (step === selected ? 7 : 4)).attr("cx", (step) => x(step)).attr("cy", (step) => y(value(step)));
+  const last = curves.val_loss.at(-1);
+  svg.attr("aria-label", `Loss over ${number(curves.step)} steps: from a uniform guess, ${uniformLoss.toFixed(2)} nats, to `
+    + (last ? `a validation loss of ${last[1].toFixed(2)}.` : `a training loss of ${curves.loss.at(-1)[1].toFixed(2)}.`));
+}
