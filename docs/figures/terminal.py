@@ -21,9 +21,6 @@ from rich.terminal_theme import MONOKAI
 
 from mlxgpt import api
 from mlxgpt.cli.progress import TrainingDisplay
-from mlxgpt.data.dataset import Dataset
-from mlxgpt.storage.run import Run
-from mlxgpt.training.estimate import Estimate
 
 SVG_PATH = Path(__file__).with_name("training.svg").absolute()
 SHOWN_COMMAND = "mlxgpt train --tier 1"
@@ -48,12 +45,6 @@ class RecordingDisplay(TrainingDisplay):
             yield
         finally:
             self.console = terminal
-
-    def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
-        super().on_train_begin(run, dataset, start, estimate)
-        with self.use_recording_console():
-            self.show_plan(run, dataset, estimate)
-        self.recording_console.print()
 
     def on_sample(self, step: int, text: str) -> None:
         super().on_sample(step, text)

@@ -162,7 +162,8 @@ class TrainingDisplay(Callback):
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
         """Print the plan of the run."""
-        check_line = {"self-check": f"{len(self._passed_checks)} checks passed"}
+        count = len(self._passed_checks)  # 0 if the run was checked before
+        check_line = {"self-check": f"{count} checks passed"} if count else {}
         self._print_lines({**check_line, **_describe_plan(run, dataset, estimate)})
 
     def on_log(self, record: dict[str, Any]) -> None:

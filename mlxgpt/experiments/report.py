@@ -57,7 +57,7 @@ def format_notes(record: ComparisonRecord) -> list[str]:
     )
     paragraphs = [f"{result.name}: {result.advice}." for result in record.variants if result.advice]
     paragraphs.append(
-        f"Bits per byte on {eval_text} of {record.data}, after {record.budget} of training per "
+        f"Bits per byte on {eval_text} of {record.data}, with a budget of {record.budget} per "
         f"run. Differences are relative to {baseline.name}, paired by seed; negative is better. "
         f"± is a {100 * (1 - record.level):.4g}% confidence interval{correction_note}. "
         f"Tokens and time: speedup in reaching the final loss of {baseline.name}, "
