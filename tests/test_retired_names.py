@@ -27,6 +27,14 @@ PHRASES = {
     r"\bwings?\b": ("a wing of the package", "swing"),
     r"\bcannot be had\b": ("if it cannot be had", "it cannot be downloaded"),
     r"\bat the most\b": ("at the most 20 seeds", "at most 20 seeds"),
+    r"\bgoes on\b": ("the run goes on", "the run continues"),
+    r"\bis told\b": ("the user is told", "the total is shown"),
+    r"\bso many\b": ("after so many steps", "after many steps"),
+    r"\bbeside\b": ("beside the other run", "besides, it is slow"),
+    r"(?<!there )\bis no (?!longer|more|less|better|other)[a-z]": (
+        "it is no GPT-2",
+        "there is no run",
+    ),
 }
 # Retired name: a similar name that is allowed.
 NAMES = {
