@@ -138,7 +138,12 @@ class ControlChannel:
         self._enter(f"all-reduce {name}")
         started = self.position.all_reduces_started + 1
         self.position = replace(self.position, all_reduces_started=started)
-        yield
+        try:
+            yield
+        except RuntimeError:
+            # MLX may notice a lost rank first; the listener thread then reports it and exits.
+            time.sleep(5 * HEARTBEAT_INTERVAL)
+            raise
         self.position = replace(self.position, all_reduces_finished=started)
 
     def close(self) -> None:

@@ -185,6 +185,16 @@ def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
     assert problem + remedy in results.errors[0]
 
 
+def test_a_lost_rank_that_mlx_notices_first_is_reported() -> None:
+    results = run_on_ranks(
+        "if group.rank: time.sleep(1); os._exit(9)\n"
+        "with group._control.all_reduce('loss'): raise RuntimeError('peer was lost')"
+    )
+    assert results.codes == [1, 9]
+    assert "mlxgpt: lost rank 1 of 2" in results.errors[0]
+    assert "Traceback" not in results.errors[0]
+
+
 def test_the_main_address_is_found_without_a_resolvable_hostname(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -311,8 +311,8 @@ def test_ctrl_c_before_the_first_step_keeps_the_data(
 def test_a_run_with_only_warmup_steps_logs_a_warning(train: Any) -> None:
     recorder = Recorder()
     train("a", recorder, warmup_steps=11)
-    assert not any("warmup" in line for line in recorder.log_lines)
+    assert not any("warmup steps" in line for line in recorder.log_lines)
     train("b", recorder, warmup_steps=24)
-    (line,) = (line for line in recorder.log_lines if "warmup" in line)
+    (line,) = (line for line in recorder.log_lines if "warmup steps" in line)
     assert "24 warmup steps, 12 steps in total): the learning rate only reaches 0.0048" in line
     assert line.endswith("--warmup-steps 1")
