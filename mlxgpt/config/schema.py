@@ -61,6 +61,12 @@ class ModelConfig:
     value_embeddings: bool = config_field(
         False, "add a learned embedding of each token to the attention values in every block"
     )
+    value_gate: bool = config_field(
+        False, "value embeddings in every second block only, each with a gate per head"
+    )
+    smear: bool = config_field(
+        False, "add a gated share of the previous token's embedding to each token's"
+    )
 
     @property
     def fingerprint(self) -> str:
@@ -335,6 +341,8 @@ def validate_config(config: Config) -> Config:
             f"{head_size}, and position = rope needs an even one",
             f"use an even head size, such as n_embd = {model.n_head * (head_size + 1)}.",
         )
+    if model.value_gate and not model.value_embeddings:
+        raise UserError("--value-gate needs value embeddings", "add --value-embeddings.")
     return config
 
 

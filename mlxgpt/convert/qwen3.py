@@ -25,6 +25,7 @@ QWEN3_REQUIREMENTS = {
     "mlp": "swiglu",
     "bias": False,
     "value_embeddings": False,
+    "smear": False,
 }
 
 

@@ -83,7 +83,8 @@ class BatchDecoder:
         if len(prompts) < len(self._sequences):
             prompt_indices = {prompt: index for index, prompt in enumerate(prompts)}
             rows = mx.array([prompt_indices[tuple(sequence)] for sequence in self._sequences])
-            logits, layers = logits[rows], [(k[rows], v[rows]) for k, v in layers]
+            logits = logits[rows]
+            layers = [tuple(array[rows] for array in layer) for layer in layers]
         self._layers = layers
         self._cache_lengths = np.array(list(map(len, self._sequences)), dtype=np.int32)
         draw = self.model.get_sampler(self._spec, self._top_count)
@@ -141,7 +142,7 @@ class BatchDecoder:
         indices = mx.array(rows)
         self._sequences = [self._sequences[row] for row in rows]
         self._seeds, self._cache_lengths = self._seeds[rows], self._cache_lengths[rows]
-        self._layers = [(keys[indices], values[indices]) for keys, values in self._layers]
+        self._layers = [tuple(array[indices] for array in layer) for layer in self._layers]
         for n, (ids, seen_mask, probabilities) in enumerate(self._pending):
             probabilities = tuple(array[indices] for array in probabilities)
             self._pending[n] = SampledTokens(ids[indices], seen_mask[indices], probabilities)
@@ -185,7 +186,7 @@ class BatchDecoder:
         """On a CPU, wait for the last step if the cache is large: a step submitted while another is
         pending copies the cache instead of updating it in place.
         """
-        cache_bytes = 2 * len(self._layers) * self._layers[0][0].nbytes
+        cache_bytes = sum(array.nbytes for layer in self._layers for array in layer)
         if device.on_cpu() and cache_bytes > LARGE_CACHE_BYTES:
             mx.eval(self._pending[-1], self._layers)
 

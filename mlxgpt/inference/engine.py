@@ -117,7 +117,7 @@ class CompiledModel:
         if len(parts) == 1:
             return parts[0]
         layers = [
-            (mx.concatenate([k for k, _ in layer]), mx.concatenate([v for _, v in layer]))
+            tuple(mx.concatenate(list(arrays)) for arrays in zip(*layer, strict=True))
             for layer in zip(*(layers for _, layers in parts), strict=True)
         ]
         return mx.concatenate([logits for logits, _ in parts]), layers

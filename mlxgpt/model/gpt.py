@@ -16,7 +16,12 @@ from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.init_weights import init_parameters
 from mlxgpt.model.kv_cache import KVCache, LayerCache
-from mlxgpt.model.stats import mlp_width
+from mlxgpt.model.stats import (
+    SMEAR_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    find_value_layers,
+    mlp_width,
+)
 
 
 class Linear(nn.Linear):
@@ -65,12 +70,39 @@ def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
     return LayerNorm(config.n_embd, bias=config.bias)
 
 
-class CausalSelfAttention(nn.Module):
-    """Causal multi-head self-attention."""
+class Smear(nn.Module):
+    """Adds a gated share of the previous token's embedding to each token's, which gives bigrams
+    without attention (modded-nanogpt, 2025). The gate depends on the first channels of the input.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.channels = min(SMEAR_CHANNELS, config.n_embd)
+        self.gate = Linear(self.channels, 1, bias=False)
+
+    def __call__(self, x: mx.array, cache: LayerCache | None = None) -> mx.array:
+        """[B, T, C] -> [B, T, C]"""
+        if cache is None:
+            previous = mx.pad(x[:, :-1], [(0, 0), (1, 0), (0, 0)])
+        else:
+            previous = cache.shift(x)
+        return x + mx.sigmoid(self.gate(x[..., : self.channels])) * previous
+
+
+class CausalSelfAttention(nn.Module):
+    """Causal multi-head self-attention.
+
+    Args:
+        has_value_gate: whether value embeddings are scaled by a gate per head, from 0 to 3, that
+            depends on the first channels of the input (nanochat, 2026).
+    """
+
+    def __init__(self, config: ModelConfig, *, has_value_gate: bool = False) -> None:
+        super().__init__()
         self.n_head = config.n_head
+        if has_value_gate:
+            self.value_channels = min(VALUE_GATE_CHANNELS, config.n_embd)
+            self.value_gate = Linear(self.value_channels, config.n_head, bias=False)
         self.rope = config.position == "rope"
         self.qk_norm = config.qk_norm
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -88,7 +120,11 @@ class CausalSelfAttention(nn.Module):
         H, D = self.n_head, C // self.n_head
         q, k, v = self.c_attn(x).reshape(B, T, 3, H, D).transpose(2, 0, 3, 1, 4)  # [B, H, T, D]
         if value_embeddings is not None:
-            v = v + value_embeddings.reshape(B, T, H, D).swapaxes(1, 2)
+            value_embeddings = value_embeddings.reshape(B, T, H, D).swapaxes(1, 2)
+            if "value_gate" in self:
+                gate = self.value_gate(x[..., : self.value_channels])  # [B, T, H]
+                value_embeddings *= 3 * mx.sigmoid(gate).swapaxes(1, 2)[..., None]
+            v = v + value_embeddings
         if self.qk_norm:
             q, k = ops.rms_norm(q), ops.rms_norm(k)
         if self.rope:
@@ -142,11 +178,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Transformer block: attention and MLP, each after a norm and with a residual connection."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, has_value_gate: bool = False) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.ln_1 = make_norm(config)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, has_value_gate=has_value_gate)
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
@@ -187,9 +223,15 @@ class GPT(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.h = [Block(config) for _ in range(config.n_layer)]
-        if config.value_embeddings:  # modded-nanogpt, 2024
-            self.wve = [Embedding(config.vocab_size, config.n_embd) for _ in self.h]
+        if config.smear:
+            self.smear = Smear(config)
+        value_layers = find_value_layers(config)
+        self.h = [
+            Block(config, has_value_gate=config.value_gate and layer in value_layers)
+            for layer in range(config.n_layer)
+        ]
+        if value_layers:  # modded-nanogpt, 2024
+            self.wve = [Embedding(config.vocab_size, config.n_embd) for _ in value_layers]
         rms = config.norm == "rms"
         self.ln_f = RMSNorm(config.n_embd, gain=True) if rms else make_norm(config)
         if not config.tied:
@@ -224,17 +266,24 @@ class GPT(nn.Module):
         x = self.wte(ids)  # [B, T, C]
         if self.config.embedding_norm:
             x = ops.rms_norm(x)
+        if self.config.smear:
+            x = self.smear(x, LayerCache(cache, 0) if cache is not None else None)
         if self.config.position == "learned":
             position = cache.position if cache is not None else None
             # A slice if possible, since the gradient of a lookup is summed row by row.
             x = x + (self.wpe.weight[:T] if position is None else self.wpe(position)[:, None])
         x = dropout(x, self.config.dropout, embedding_key)
         recompute = self._gradient_checkpointing and cache is None
+        value_layers = find_value_layers(self.config)
         for layer, block in enumerate(self.h):
             if recorder is not None:
                 recorder.record_residual(x)
-            value_embeddings = self.wve[layer](ids) if self.config.value_embeddings else None
-            layer_cache = LayerCache(cache, layer) if cache is not None else None
+            has_values = layer in value_layers
+            value_embeddings = self.wve[value_layers.index(layer)](ids) if has_values else None
+            # With a smear, the cache's first entry is the smear's.
+            layer_cache = (
+                LayerCache(cache, layer + self.config.smear) if cache is not None else None
+            )
             # The key is an argument, so that recomputation uses the same dropout mask.
             forward = nn.utils.checkpoint(block) if recompute else block
             x = forward(x, value_embeddings, block_keys[layer], layer_cache, recorder)  # [B, T, C]

@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from mlxgpt.backend import ops
 
-# Keys and values of one layer, each [B, H, length, D], and of all layers.
-LayerKV = tuple[mx.array, mx.array]
+# Keys and values of one layer, each [B, H, length, D], and of all layers. With a smear, the first
+# entry has one array, the embeddings [B, 1, length, C].
+LayerKV = tuple[mx.array, ...]
 LayersKV = Sequence[LayerKV]
 
 
@@ -68,6 +69,22 @@ class KVCache:
         keys, values = keys[:, :, : self._kv_length], values[:, :, : self._kv_length]
         return ops.decode_attention(q, keys, values, self._mask)
 
+    def shift(self, layer: int, x: mx.array) -> mx.array:
+        """Add new tokens' vectors x [B, T, C] to the cache.
+
+        Returns:
+            the vector of the token before each, [B, T, C]; zeros before the first token
+        """
+        x = x[:, None]  # [B, 1, T, C]
+        if self.position is None:
+            self.layers.append((x,))
+            return mx.pad(x[:, 0, :-1], [(0, 0), (1, 0), (0, 0)])
+        (cached,) = self.layers[layer]
+        capacity = cached.shape[2]
+        self.layers[layer] = (_update_cache(cached, x, self._slot),)
+        previous_slot = mx.broadcast_to((self.position - 1) % capacity, (len(x),))
+        return mx.take_along_axis(cached[:, 0], previous_slot[:, None, None], axis=1)
+
 
 class LayerCache(NamedTuple):
     """One layer of a `KVCache`."""
@@ -84,11 +101,15 @@ class LayerCache(NamedTuple):
         """See `KVCache.attend`."""
         return self.cache.attend(self.layer, q, k, v)
 
+    def shift(self, x: mx.array) -> mx.array:
+        """See `KVCache.shift`."""
+        return self.cache.shift(self.layer, x)
+
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
     """Pad a cache to `length` tokens."""
     padding = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
-    return [(mx.pad(keys, padding), mx.pad(values, padding)) for keys, values in layers]
+    return [tuple(mx.pad(array, padding) for array in layer) for layer in layers]
 
 
 def _update_cache(cache: mx.array, x: mx.array, slot: mx.array) -> mx.array:

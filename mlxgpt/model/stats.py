@@ -12,17 +12,35 @@ def mlp_width(config: ModelConfig) -> int:
     return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
+# Input channels of the gates of smear and value embeddings, as in nanochat.
+SMEAR_CHANNELS, VALUE_GATE_CHANNELS = 24, 12
+
+
+def find_value_layers(config: ModelConfig) -> list[int]:
+    """Layers with value embeddings: all, or with gates every second one, the last included."""
+    if not config.value_embeddings:
+        return []
+    step = 2 if config.value_gate else 1
+    return list(range((config.n_layer - 1) % step, config.n_layer, step))
+
+
 def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Number of parameters by part, in order of the forward pass; a tied output head adds none."""
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     embedding_params = config.vocab_size * C
+    value_layers = len(find_value_layers(config))
     hidden_size = mlp_width(config)
     c_fc_size = hidden_size * (2 if config.mlp == "swiglu" else 1)
     norm_params = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
     parts = {
         f"wte (token embedding{', and head' if config.tied else ''})": embedding_params,
         "wpe (positions)": config.block_size * C * (config.position == "learned"),
-        f"wve (value embeddings), {layers} ×": embedding_params * layers * config.value_embeddings,
+        f"wve (value embeddings), {value_layers} ×": embedding_params * value_layers,
+        "smear": min(SMEAR_CHANNELS, C) * config.smear,
+        "value gates": value_layers
+        * min(VALUE_GATE_CHANNELS, C)
+        * config.n_head
+        * config.value_gate,
         f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
         f"MLP, {layers} ×": layers * ((c_fc_size + hidden_size) * C + bias * (c_fc_size + C)),
         "norms": norm_params,

@@ -34,6 +34,8 @@ ARCHITECTURE_FIELDS = (
     "tied",
     "embedding_norm",
     "value_embeddings",
+    "value_gate",
+    "smear",
 )
 
 

@@ -174,11 +174,12 @@ def _is_matrix(name: str, parameter: mx.array) -> bool:
 
 
 def _is_embedding(name: str, parameter: mx.array) -> bool:
-    return name.startswith(("wte.", "wve."))
+    return name.startswith(("wte.", "wve.", "smear.")) or ".value_gate." in name
 
 
 def _is_block_matrix(name: str, parameter: mx.array) -> bool:
-    return _is_matrix(name, parameter) and name.startswith("h.")
+    is_gate = ".value_gate." in name
+    return _is_matrix(name, parameter) and name.startswith("h.") and not is_gate
 
 
 def _uses_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:

@@ -94,6 +94,8 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "tied": ([], True),
     "embedding_norm": ([], True),
     "value_embeddings": ([], True),
+    "value_gate": ([], True),
+    "smear": ([], True),
     "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
     "val_source": (["c.txt"], ("c.txt",)),
     "tokenizer": (["char"], "char"),

@@ -32,6 +32,7 @@ def field_values(draw: st.DrawFn) -> dict[str, Any]:
             else:
                 values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 32))
+    values["value_gate"] &= values["value_embeddings"]
     return values
 
 

@@ -27,6 +27,8 @@ MODERN_PARTS: dict[str, Any] = {
     "tied": False,
     "embedding_norm": True,
     "value_embeddings": True,
+    "value_gate": True,
+    "smear": True,
 }
 MODERN_STEPS: dict[str, Any] = {
     "optimizer": "muon",

@@ -65,6 +65,8 @@ def _embed(model: GPT) -> mx.array:
     x = model.wte(mx.array(IDS))
     if model.config.embedding_norm:
         x = ops.rms_norm(x)
+    if model.config.smear:
+        x = model.smear(x)
     return x + model.wpe.weight[: IDS.shape[1]] if "wpe" in model else x
 
 

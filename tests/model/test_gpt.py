@@ -57,9 +57,12 @@ PARTS = [
     {"tied": False},
     {"embedding_norm": True},
     {"value_embeddings": True},
+    {"value_embeddings": True, "value_gate": True},
+    {"smear": True},
     MODERN,
     {**MODERN, "tied": False, "embedding_norm": True},
     {**MODERN, "tied": False, "embedding_norm": True, "value_embeddings": True},
+    {**MODERN, "value_embeddings": True, "value_gate": True, "smear": True},
 ]
 
 
@@ -173,6 +176,8 @@ def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
     distances = positions[:, None] - positions
     mask = (distances >= 0) & (distances < window)
     x = model.wte(ids)
+    if model.config.smear:
+        x = model.smear(x)
     for block in model.h:
         attn, (B, T, C) = block.attn, x.shape
         qkv = attn.c_attn(block.ln_1(x)).reshape(B, T, 3, attn.n_head, -1)
@@ -185,9 +190,12 @@ def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
     return model.wte.as_linear(model.ln_f(x))
 
 
+@pytest.mark.parametrize("smear", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_full_cache_is_a_sliding_window_in_each_layer(tiny_model: Config, layers: int) -> None:
-    changes = {**MODERN, "block_size": 8, "n_layer": layers}
+def test_a_full_cache_is_a_sliding_window_in_each_layer(
+    tiny_model: Config, layers: int, smear: bool
+) -> None:
+    changes = {**MODERN, "block_size": 8, "n_layer": layers, "smear": smear}
     model = GPT(override_config(tiny_model, changes).model, 1)
     assert model.supports_sliding_window
     # Large weights, so that every layer affects the logits.
@@ -203,7 +211,8 @@ def test_a_full_cache_is_a_sliding_window_in_each_layer(tiny_model: Config, laye
         logits, cached = model(ids[:, t : t + 1], cache)[:, 0], cache.layers
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
     uncached = model(ids[:, -8:])[:, -1]
-    assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1)
+    # More layers, and a smear, also see tokens before the window.
+    assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1 and not smear)
 
 
 def test_embedding_lookups_add_no_flops(tiny_model: Config) -> None:
@@ -264,6 +273,29 @@ def test_value_embeddings_are_added_to_the_attention_values(
     model.wve[0].weight[1] = 100.0
     assert (model(ids)[0, 0] == changed[0, 0]).all()
     assert not (model(ids)[0, 1] == changed[0, 1]).all()
+
+
+def test_value_gate_scales_value_embeddings_per_head(tiny_model: Config) -> None:
+    changes = {"value_embeddings": True, "value_gate": True, "n_layer": 5, "n_head": 2}
+    model = GPT(override_config(tiny_model, changes).model)
+    assert [block.attn.get("value_gate") is not None for block in model.h] == [1, 0, 1, 0, 1]
+    assert len(model.wve) == 3
+    attention, x = model.h[0].attn, mx.random.normal((1, 3, 16), key=mx.random.key(1))
+    rows = model.wve[0](mx.array([[3, 1, 3]]))
+    gate = 3 * mx.sigmoid(x[..., :12] @ attention.value_gate.weight.T)  # [1, 3, 2]
+    scaled_rows = (rows.reshape(1, 3, 2, 8) * gate[..., None]).reshape(1, 3, 16)
+    actual = attention(x, rows)
+    del attention["value_gate"]
+    np.testing.assert_allclose(actual, attention(x, scaled_rows), atol=1e-6)
+
+
+def test_smear_adds_a_gated_share_of_the_previous_embedding(tiny_model: Config) -> None:
+    smear = GPT(override_config(tiny_model, {"smear": True, "n_embd": 32}).model).smear
+    x = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
+    gate = 1 / (1 + np.exp(-x[..., :24] @ np.array(smear.gate.weight).T))  # [2, 5, 1]
+    expected = x.copy()
+    expected[:, 1:] += gate[:, 1:] * x[:, :-1]
+    np.testing.assert_allclose(smear(mx.array(x)), expected, atol=1e-6)
 
 
 def test_reference_arrays_are_small() -> None:
