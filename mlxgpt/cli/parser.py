@@ -120,7 +120,7 @@ def make_parser() -> CommandParser:
         epilog=(
             "examples:\n"
             "  mlxgpt train --tier 1          train on Tiny Shakespeare (downloaded first)\n"
-            "  mlxgpt train --tier 2          train on short stories: a few hours\n"
+            "  mlxgpt train --tier 2          train on TinyStories, a larger model\n"
             '  mlxgpt generate "ROMEO:"       generate text with the newest run\n\n'
             "help for one command: mlxgpt COMMAND --help"
         ),
