@@ -49,8 +49,7 @@ what a user can fix.
 
 def render_cli() -> str:
     """docs/cli.md: the arguments of each command, without the settings of a config."""
-    lines = ["# Command line", "", NOTE, ""]
-    lines += [CLI_INTRODUCTION]
+    lines = ["# Command line", "", NOTE, "", CLI_INTRODUCTION]
     settings = {"--" + name.replace("_", "-") for name in _setting_names()}
     for name, parser in _command_parsers().items():
         text, _, examples = (parser.description or "").partition("\n\nexamples:\n")
@@ -75,8 +74,7 @@ def render_cli() -> str:
 def render_settings() -> str:
     """docs/settings.md: every setting of a config and of sampling, with its defaults."""
     tiers = [load_tier_config(tier) for tier in (1, 2)]
-    lines = ["# Settings", "", NOTE, ""]
-    lines += [SETTINGS_INTRODUCTION]
+    lines = ["# Settings", "", NOTE, "", SETTINGS_INTRODUCTION]
     for section, config_class in SECTIONS.items():
         lines += [f"## [{section}]: {SECTION_TITLES[section]}", ""]
         rows = []
@@ -97,8 +95,7 @@ def render_settings() -> str:
 
 def render_python() -> str:
     """docs/python.md: the public functions, and the classes they return."""
-    lines = ["# Python", "", NOTE, ""]
-    lines += [PYTHON_INTRODUCTION]
+    lines = ["# Python", "", NOTE, "", PYTHON_INTRODUCTION]
     functions = [name for name in mlxgpt.__all__ if inspect.isfunction(getattr(mlxgpt, name))]
     for name in functions:
         lines += _render_function(f"mlxgpt.{name}", getattr(mlxgpt, name), "##")

@@ -342,7 +342,10 @@ def validate_config(config: Config) -> Config:
             f"use an even head size, such as n_embd = {model.n_head * (head_size + 1)}.",
         )
     if model.value_gate and not model.value_embeddings:
-        raise UserError("--value-gate needs value embeddings", "add --value-embeddings.")
+        raise UserError(
+            "value_gate = true needs value_embeddings = true",
+            "set value_embeddings = true, or omit value_gate.",
+        )
     return config
 
 

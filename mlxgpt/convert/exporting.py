@@ -152,10 +152,7 @@ def export_run(
 def differs_from_gpt2(config: ModelConfig) -> bool:
     """Whether a model's architecture differs from GPT-2's."""
     gpt2_config = ModelConfig()
-    parts = (
-        *("position", "norm", "qk_norm", "mlp", "tied"),
-        *("embedding_norm", "value_embeddings", "smear"),
-    )
+    parts = (qwen3.QWEN3_REQUIREMENTS.keys() | {"tied", "embedding_norm"}) - {"bias"}
     return any(getattr(config, name) != getattr(gpt2_config, name) for name in parts)
 
 

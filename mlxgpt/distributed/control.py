@@ -9,17 +9,14 @@ with its next value or heartbeat, and the main rank compares them with its own. 
 collectives would wait forever or mix up their values, so they exit with an error that lists the
 position of each rank.
 
-The main rank accepts connections only until all ranks have connected. Ranks authenticate with the
-job's password, which is distributed by an MLX all-reduce. Each message is one line of JSON.
+The connections are made by rendezvous.py. Each message is one line of JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import os
-import secrets
 import select
 import socket
 import threading
@@ -30,7 +27,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from mlxgpt.distributed.launcher import resume_command
-from mlxgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -141,8 +137,9 @@ class ControlChannel:
         try:
             yield
         except RuntimeError:
-            # MLX may notice a lost rank first; the listener thread then reports it and exits.
-            time.sleep(5 * HEARTBEAT_INTERVAL)
+            # MLX may notice a lost rank first; the channel's threads then report it, at the latest
+            # after the heartbeat timeout, and end the process.
+            time.sleep(HEARTBEAT_TIMEOUT + 2 * HEARTBEAT_INTERVAL)
             raise
         self.position = replace(self.position, all_reduces_finished=started)
 
@@ -339,92 +336,3 @@ def print_error(problem: str, remedy: str) -> None:
     """
     with contextlib.suppress(OSError):
         os.write(2, f"mlxgpt: {problem}\n  → {remedy}\n".encode(errors="replace"))
-
-
-def open_listener(host: str) -> tuple[socket.socket, dict[str, Any]]:
-    """Listen on a free port of the main rank. Returns the listening socket, and the address and
-    password for the other ranks.
-
-    Raises:
-        UserError: if this machine cannot listen on `host`.
-    """
-    try:
-        listener = socket.create_server((host, 0))
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, the address of rank 0: {error.strerror}",
-            "list the first machine under its own address in the hostfile.",
-        ) from error
-    password = secrets.token_hex(16)
-    return listener, {"host": host, "port": listener.getsockname()[1], "password": password}
-
-
-CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
-
-
-def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:
-    """Accept connections from all other ranks, on the main rank; returns the peers by rank.
-
-    Raises:
-        UserError: if a rank does not connect in time.
-    """
-    peers: dict[int, Peer] = {}
-    deadline = time.monotonic() + CONNECT_TIMEOUT
-    with listener:
-        while len(peers) < size - 1:
-            listener.settimeout(max(0.1, deadline - time.monotonic()))
-            connection = None
-            try:
-                connection, _ = listener.accept()
-                connection.settimeout(2.0)
-                hello = json.loads(_read_line(connection))
-                is_authentic = hmac.compare_digest(str(hello["password"]), password)
-                rank, host = int(hello["rank"]), str(hello["host"])
-                if not is_authentic or not 0 < rank < size or rank in peers:
-                    raise ValueError("not a rank of this job")
-            except (OSError, ValueError, KeyError, TypeError):
-                if connection:
-                    connection.close()
-                if time.monotonic() > deadline:
-                    missing = ", ".join(str(n) for n in range(1, size) if n not in peers)
-                    raise UserError(
-                        f"no connection from rank {missing} within {CONNECT_TIMEOUT:.0f} s",
-                        "check the firewall: the machines must reach each other on all ports.",
-                    ) from None
-                continue
-            peers[rank] = _make_peer(rank, host, connection)
-    return peers
-
-
-def connect_to_main(address: dict[str, Any], rank: int) -> dict[int, Peer]:
-    """Connect to the main rank; returns it as the only peer.
-
-    Raises:
-        UserError: if it cannot be reached.
-    """
-    try:
-        connection = socket.create_connection((address["host"], address["port"]), CONNECT_TIMEOUT)
-    except OSError as error:
-        raise UserError(
-            f"cannot connect to rank 0 at {address['host']}: {error.strerror or error}",
-            "check the firewall: the machines must reach each other on all ports.",
-        ) from error
-    peer = _make_peer(0, address["name"], connection)
-    peer.send({"password": address["password"], "rank": rank, "host": socket.gethostname()})
-    return {0: peer}
-
-
-def _make_peer(rank: int, host: str, connection: socket.socket) -> Peer:
-    connection.settimeout(None)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Peer(rank, host, connection)
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 1000:
-        byte = connection.recv(1)
-        if not byte:
-            raise ValueError("the connection was closed")
-        line += byte
-    return line

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from mlxgpt.distributed import control
-from mlxgpt.distributed.control import ControlChannel
-from mlxgpt.distributed.launcher import is_launched, read_hostfile
+from mlxgpt.distributed import control, rendezvous
+from mlxgpt.distributed.control import ControlChannel, Peer
+from mlxgpt.distributed.launcher import is_launched
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -354,19 +354,19 @@ def _init_group() -> ProcessGroup:
 ADDRESS_BYTES = 512  # size of the message with the main rank's address
 
 
-def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
+def _connect(group: mx.distributed.Group) -> dict[int, Peer]:
     """Connect the control channel; returns its peers. An all-reduce sends the main address."""
     message = bytes(ADDRESS_BYTES)
     listener = None
     if group.rank() == 0:
-        listener, address = control.open_listener(_find_main_address())
+        listener, address = rendezvous.open_listener(rendezvous.find_main_address())
         address["name"] = socket.gethostname()
         message = json.dumps(address).encode().ljust(ADDRESS_BYTES)
     total = _all_sum(mx.array(list(message), mx.uint8), group)
     address = json.loads(bytes(memoryview(total)))  # type: ignore[arg-type]
     if listener:
-        return control.accept_peers(listener, group.size(), address["password"])
-    return control.connect_to_main(address, group.rank())
+        return rendezvous.accept_peers(listener, group.size(), address["password"])
+    return rendezvous.connect_to_main(address, group.rank())
 
 
 def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
@@ -379,27 +379,6 @@ def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
 
 def _json_round_trip(value: Any) -> Any:
     return json.loads(json.dumps(value))
-
-
-def _find_main_address() -> str:
-    """The main rank's address, as set by the launcher."""
-    if host_addresses := read_hostfile():
-        return host_addresses[0]
-    if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
-        return coordinator.rpartition(":")[0]
-    return os.environ.get("NCCL_HOST_IP") or _find_own_address()
-
-
-def _find_own_address() -> str:
-    """This machine's address: of its host name or, if that does not resolve (common on macOS), of
-    its route to other machines.
-    """
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(socket.gethostname())
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.connect(("192.0.2.1", 9))  # reserved for documentation (RFC 5737); sends nothing
-        return str(udp.getsockname()[0])
-    return "127.0.0.1"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.init_weights import init_parameters
-from mlxgpt.model.kv_cache import KVCache, LayerCache
+from mlxgpt.model.kv_cache import KVCache, LayerCache, shift_right
 from mlxgpt.model.stats import (
     SMEAR_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -72,7 +72,8 @@ def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
 
 class Smear(nn.Module):
     """Adds a gated share of the previous token's embedding to each token's, which gives bigrams
-    without attention (modded-nanogpt, 2025). The gate depends on the first channels of the input.
+    without attention (modded-nanogpt, 2025). After the embedding's norm, as in nanochat; the gate
+    depends on the first channels of the input.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -82,10 +83,7 @@ class Smear(nn.Module):
 
     def __call__(self, x: mx.array, cache: LayerCache | None = None) -> mx.array:
         """[B, T, C] -> [B, T, C]"""
-        if cache is None:
-            previous = mx.pad(x[:, :-1], [(0, 0), (1, 0), (0, 0)])
-        else:
-            previous = cache.shift(x)
+        previous = shift_right(x) if cache is None else cache.shift(x)
         return x + mx.sigmoid(self.gate(x[..., : self.channels])) * previous
 
 

@@ -75,14 +75,12 @@ class KVCache:
         Returns:
             the vector of the token before each, [B, T, C]; zeros before the first token
         """
-        x = x[:, None]  # [B, 1, T, C]
         if self.position is None:
-            self.layers.append((x,))
-            return mx.pad(x[:, 0, :-1], [(0, 0), (1, 0), (0, 0)])
+            self.layers.append((x[:, None],))  # [B, 1, T, C]
+            return shift_right(x)
         (cached,) = self.layers[layer]
-        capacity = cached.shape[2]
-        self.layers[layer] = (_update_cache(cached, x, self._slot),)
-        previous_slot = mx.broadcast_to((self.position - 1) % capacity, (len(x),))
+        self.layers[layer] = (_update_cache(cached, x[:, None], self._slot),)
+        previous_slot = mx.broadcast_to((self.position - 1) % cached.shape[2], (len(x),))
         return mx.take_along_axis(cached[:, 0], previous_slot[:, None, None], axis=1)
 
 
@@ -104,6 +102,11 @@ class LayerCache(NamedTuple):
     def shift(self, x: mx.array) -> mx.array:
         """See `KVCache.shift`."""
         return self.cache.shift(self.layer, x)
+
+
+def shift_right(x: mx.array) -> mx.array:
+    """X [B, T, C] moved to the next position, with zeros at the first."""
+    return mx.pad(x[:, :-1], [(0, 0), (1, 0), (0, 0)])
 
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:

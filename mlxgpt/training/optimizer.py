@@ -157,7 +157,7 @@ def _make_param_groups(config: OptimConfig) -> list[ParamGroup]:
             ParamGroup(_is_block_matrix, config.muon_learning_rate / base, config.weight_decay)
         )
     if config.embedding_learning_rate:
-        groups.append(ParamGroup(_is_embedding, config.embedding_learning_rate / base, 0.0))
+        groups.append(ParamGroup(_has_embedding_rate, config.embedding_learning_rate / base, 0.0))
     return [
         *groups,
         ParamGroup(_is_matrix, 1.0, config.weight_decay),
@@ -173,13 +173,16 @@ def _is_matrix(name: str, parameter: mx.array) -> bool:
     return parameter.ndim >= 2
 
 
-def _is_embedding(name: str, parameter: mx.array) -> bool:
+def _has_embedding_rate(name: str, parameter: mx.array) -> bool:
     return name.startswith(("wte.", "wve.", "smear.")) or ".value_gate." in name
 
 
 def _is_block_matrix(name: str, parameter: mx.array) -> bool:
-    is_gate = ".value_gate." in name
-    return _is_matrix(name, parameter) and name.startswith("h.") and not is_gate
+    return (
+        _is_matrix(name, parameter)
+        and name.startswith("h.")
+        and not _has_embedding_rate(name, parameter)
+    )
 
 
 def _uses_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:

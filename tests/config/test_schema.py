@@ -50,7 +50,7 @@ def test_defaults_are_gpt2_small() -> None:
         ({"model": {"n_layer": True}}, "wrong type", "an integer"),
         ({"model": {"bias": 1}}, "wrong type", "true or false"),
         ({"model": {"n_embd": 100, "n_head": 12}}, "n_embd = 100", "n_embd = 96 or 108"),
-        ({"model": {"value_gate": True}}, "--value-gate needs", "--value-embeddings"),
+        ({"model": {"value_gate": True}}, "value_gate = true needs", "omit value_gate"),
         ({"train": {"dtype": "float16"}}, "dtype = 'float16'", "bfloat16"),
         ({"optim": {"learning_rate": float("nan")}}, "learning_rate = nan", "default"),
         ({"optim": {"learning_rate": float("inf")}}, "learning_rate = inf", "finite"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -15,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from mlxgpt.distributed import control
+from mlxgpt.distributed import control, rendezvous
 from mlxgpt.distributed.control import ControlChannel, Position
-from mlxgpt.utils.errors import UserError
 
 HOSTNAME = socket.gethostname()
 
@@ -62,12 +60,12 @@ def ranks(exit_recorder: ExitRecorder) -> Iterator[list[ControlChannel]]:
 
 
 def connect_ranks(size: int) -> list[ControlChannel]:
-    listener, address = control.open_listener("127.0.0.1")
+    listener, address = rendezvous.open_listener("127.0.0.1")
     address["name"] = "here"
     with ThreadPoolExecutor(size) as pool:
-        main_future = pool.submit(control.accept_peers, listener, size, address["password"])
+        main_future = pool.submit(rendezvous.accept_peers, listener, size, address["password"])
         peer_futures = [
-            pool.submit(control.connect_to_main, address, rank) for rank in range(1, size)
+            pool.submit(rendezvous.connect_to_main, address, rank) for rank in range(1, size)
         ]
         peers = [main_future.result(), *(future.result() for future in peer_futures)]
     return [ControlChannel(rank, size, peers[rank]) for rank in range(size)]
@@ -323,29 +321,3 @@ def test_a_rank_one_collective_behind_is_detected(exit_recorder: ExitRecorder) -
     wait_until(lambda: len(exit_recorder.codes) == 2)
     assert "rank 1 of 2" in exit_recorder.lines[0]
     assert "in gather loss (number 2)" in exit_recorder.lines[0]
-
-
-def test_unauthenticated_connections_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CONNECT_TIMEOUT", 0.5)
-    listener, address = control.open_listener("127.0.0.1")
-    for hello in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        json.dumps({"password": "guess", "rank": 1, "host": "x"}).encode() + b"\n",
-        json.dumps({"password": address["password"], "rank": 7, "host": "x"}).encode() + b"\n",
-        json.dumps([1]).encode() + b"\n",
-        b"x" * 5000,
-    ):
-        with socket.create_connection((address["host"], address["port"])) as stranger:
-            stranger.sendall(hello)
-            stranger.shutdown(socket.SHUT_WR)
-    with pytest.raises(UserError, match="no connection from rank 1 within"):
-        control.accept_peers(listener, 2, address["password"])
-
-
-def test_an_unreachable_address_is_reported() -> None:
-    listener, address = control.open_listener("127.0.0.1")
-    listener.close()
-    with pytest.raises(UserError, match="cannot connect to rank 0 at 127"):
-        control.connect_to_main({**address, "name": "here"}, 1)
-    with pytest.raises(UserError, match="cannot listen on 192"):
-        control.open_listener("192.0.2.1")

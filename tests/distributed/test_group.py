@@ -7,12 +7,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlxgpt.distributed import group as groups
 from mlxgpt.distributed.control import ControlChannel
 from mlxgpt.distributed.group import LOCAL_GROUP, MLXGroup, init_process_group
 from tests.helpers.rank_processes import RankProcesses, RankResults
@@ -186,40 +184,12 @@ def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
 
 
 def test_a_lost_rank_that_mlx_notices_first_is_reported() -> None:
+    """MLX's ring raises this since ml-explore/mlx#4060; other backends wait forever."""
     results = run_on_ranks(
         "if group.rank: time.sleep(1); os._exit(9)\n"
-        "with group._control.all_reduce('loss'): raise RuntimeError('peer was lost')"
+        "with group._control.all_reduce('loss'):\n"
+        "    raise RuntimeError('[ring] connection to a peer was lost')"
     )
     assert results.codes == [1, 9]
     assert "mlxgpt: lost rank 1 of 2" in results.errors[0]
     assert "Traceback" not in results.errors[0]
-
-
-def test_the_main_address_is_found_without_a_resolvable_hostname(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on many Macs: from the route to other machines, or loopback if there is none."""
-
-    def fail_lookup(name: str) -> str:
-        raise socket.gaierror(8, "nodename nor servname provided, or not known")
-
-    class Unconnected(socket.socket):
-        def connect(self, address: Any) -> None:
-            raise OSError(51, "Network is unreachable")
-
-    class Connected(socket.socket):
-        def connect(self, address: Any) -> None:
-            pass
-
-        def getsockname(self) -> Any:
-            return ("10.1.2.3", 4567)
-
-    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.9")
-    assert groups._find_main_address() == "10.0.0.9"
-    monkeypatch.setattr(socket, "gethostbyname", fail_lookup)
-    monkeypatch.setattr(socket, "socket", Connected)
-    assert groups._find_main_address() == "10.1.2.3"
-    monkeypatch.setattr(socket, "socket", Unconnected)
-    assert groups._find_main_address() == "127.0.0.1"
-    monkeypatch.setenv("NCCL_HOST_IP", "10.0.0.1")
-    assert groups._find_main_address() == "10.0.0.1"

@@ -100,7 +100,7 @@ function drawWeights(index) {
   return canvas;
 }
 
-// Describes where most of a head's attention goes on average.
+// Describes where most of a head's attention is, on average.
 function describeHead(index) {
   const sums = { "itself": 0, "the previous token": 0, "the first token": 0 };
   if (trace.count < 4) return "";
