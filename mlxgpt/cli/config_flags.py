@@ -135,13 +135,14 @@ def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> No
     parser.add_argument(
         "--recipe",
         metavar="|".join(toml.RECIPES),
-        help="of the tier: classic, as GPT-2 was trained, or modern (default: classic)",
+        help="of the tier: classic, as GPT-2 was trained; modern, with a lower loss; racing, with "
+        "the lowest, but only mlxgpt can run the model (default: classic)",
     )
     base.add_argument(
         "--config",
         metavar="FILE",
-        help="instead of --tier: a TOML file, or a built-in config: gpt2-124m, gpt1-117m, "
-        "five-minutes (default: none)",
+        help="instead of --tier: a TOML file, or a built-in config: gpt2-124m, gpt1-117m "
+        "(default: none)",
     )
 
 

@@ -31,12 +31,12 @@ def resolve_config(
     keyword settings override single fields (`n_layer=6`).
     """
     if recipe not in (None, *toml.RECIPES):
-        raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(toml.RECIPES)}.")
+        raise UserError(f"there is no recipe {recipe}", f"use one of {', '.join(toml.RECIPES)}.")
     if recipe and tier is None:
+        auto_size = f"; for a size that fits M minutes: --recipe {recipe} --max-minutes M"
         raise UserError(
             f"--recipe {recipe} needs a model size",
-            "add --tier 1 or --tier 2; or, for a size that fits M minutes of training, run: "
-            "mlxgpt train --recipe modern --max-minutes M",
+            f"add --tier 1 or --tier 2{auto_size if recipe != 'classic' else '.'}",
         )
     if tier is not None and config is not None:
         raise UserError("--tier and --config cannot be used together", "use one of them.")

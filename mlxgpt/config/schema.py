@@ -67,6 +67,11 @@ class ModelConfig:
     smear: bool = config_field(
         False, "add a gated share of the previous token's embedding to each token's"
     )
+    token_shift: bool = config_field(
+        False,
+        "attention reads a gated share of the previous token's vector, and half of each key is the "
+        "previous token's",
+    )
 
     @property
     def fingerprint(self) -> str:
@@ -335,10 +340,11 @@ def validate_config(config: Config) -> Config:
             f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(suggestions)}.",
         )
     head_size = model.n_embd // model.n_head
-    if model.position == "rope" and head_size % 2:
+    if head_size % 2 and (model.position == "rope" or model.token_shift):
+        needs_even = "position = rope" if model.position == "rope" else "token_shift = true"
         raise UserError(
             f"n_embd = {model.n_embd} and n_head = {model.n_head} give an odd head size of "
-            f"{head_size}, and position = rope needs an even one",
+            f"{head_size}, and {needs_even} needs an even one",
             f"use an even head size, such as n_embd = {model.n_head * (head_size + 1)}.",
         )
     if model.value_gate and not model.value_embeddings:

@@ -12,7 +12,7 @@ from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RECIPES = ("classic", "modern")  # tier1.toml, tier1-modern.toml
+RECIPES = ("classic", "modern", "racing")  # tier1.toml, tier1-modern.toml, tier1-racing.toml
 
 
 REMOVED_FIELD = ("model", "zero_init")  # (section, name), in configs of old runs

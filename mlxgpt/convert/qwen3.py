@@ -26,6 +26,7 @@ QWEN3_REQUIREMENTS = {
     "bias": False,
     "value_embeddings": False,
     "smear": False,
+    "token_shift": False,
 }
 
 

@@ -322,8 +322,9 @@ def build_repro_commands(run: Run) -> list[str]:
     argv = ["mlxgpt", "train", "--config", name]
     if parent := _parent_run(run):
         argv[2:] = ["--init-from", parent]
-    elif name.removesuffix("-modern") in ("tier1", "tier2"):
-        argv[2:] = ["--tier", name[4]] + ["--recipe", "modern"] * name.endswith("-modern")
+    elif name.startswith("tier"):
+        number, _, recipe = name[4:].partition("-")
+        argv[2:] = ["--tier", number, *(["--recipe", recipe] if recipe else [])]
     data = run.config.data
     if data.source != base.data.source:
         argv += ["--source", *data.source]

@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al., 2019): token ids -> logits, with or without a KV cache. The config can
-select newer components: rotary positions, RMSNorm, QK norm, value embeddings, other MLPs.
+select newer components: rotary positions, RMSNorm, QK norm, value embeddings, other MLPs, and
+attention to the previous token's vector.
 
 Names are GPT-2's. Shapes: B batch size, T tokens, C n_embd, H heads, D = C / H, V vocab_size.
 There is no train or eval mode: dropout is applied only if a random key is passed.
@@ -15,7 +16,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.init_weights import init_parameters
-from mlxgpt.model.kv_cache import KVCache, LayerCache, shift_right
+from mlxgpt.model.kv_cache import KVCache, shift_right
 from mlxgpt.model.stats import (
     SMEAR_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -70,10 +71,14 @@ def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
     return LayerNorm(config.n_embd, bias=config.bias)
 
 
+def shift(x: mx.array, cache: KVCache | None) -> mx.array:
+    """Vectors x [B, H, T, D] of the tokens before, [B, H, T, D]; zeros before the first token."""
+    return shift_right(x) if cache is None else cache.shift(x)
+
+
 class Smear(nn.Module):
-    """Adds a gated share of the previous token's embedding to each token's, which gives bigrams
-    without attention (modded-nanogpt, 2025). After the embedding's norm, as in nanochat; the gate
-    depends on the first channels of the input.
+    """Adds a gated share of the previous token's vector to each token's: bigrams without attention
+    (modded-nanogpt, 2025). The gate depends on the first channels of the input, as in nanochat.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,10 +86,10 @@ class Smear(nn.Module):
         self.channels = min(SMEAR_CHANNELS, config.n_embd)
         self.gate = Linear(self.channels, 1, bias=False)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         """[B, T, C] -> [B, T, C]"""
-        previous = shift_right(x) if cache is None else cache.shift(x)
-        return x + mx.sigmoid(self.gate(x[..., : self.channels])) * previous
+        share = mx.sigmoid(self.gate(x[..., : self.channels]))
+        return x + share * shift(x[:, None], cache)[:, 0]
 
 
 class CausalSelfAttention(nn.Module):
@@ -101,6 +106,8 @@ class CausalSelfAttention(nn.Module):
         if has_value_gate:
             self.value_channels = min(VALUE_GATE_CHANNELS, config.n_embd)
             self.value_gate = Linear(self.value_channels, config.n_head, bias=False)
+        if config.token_shift:
+            self.smear = Smear(config)
         self.rope = config.position == "rope"
         self.qk_norm = config.qk_norm
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -110,12 +117,14 @@ class CausalSelfAttention(nn.Module):
         self,
         x: mx.array,
         value_embeddings: mx.array | None = None,
-        cache: LayerCache | None = None,
+        cache: KVCache | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
         """[B, T, C] -> [B, T, C]; `value_embeddings` [B, T, C] are added to the values."""
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
+        if "smear" in self:
+            x = self.smear(x, cache)
         q, k, v = self.c_attn(x).reshape(B, T, 3, H, D).transpose(2, 0, 3, 1, 4)  # [B, H, T, D]
         if value_embeddings is not None:
             value_embeddings = value_embeddings.reshape(B, T, H, D).swapaxes(1, 2)
@@ -125,6 +134,11 @@ class CausalSelfAttention(nn.Module):
             v = v + value_embeddings
         if self.qk_norm:
             q, k = ops.rms_norm(q), ops.rms_norm(k)
+        if "smear" in self:
+            # The slowly rotated half of each key is the previous token's, so that a query can find
+            # what followed a token in one layer (modded-nanogpt's partial key offset, 2025).
+            is_slow = mx.arange(D) % (D // 2) >= D // 4
+            k = mx.where(is_slow, shift(k, cache), k)
         if self.rope:
             position = cache.position if cache is not None else None
             q, k = apply_rope(q, position), apply_rope(k, position)
@@ -189,7 +203,7 @@ class Block(nn.Module):
         x: mx.array,
         value_embeddings: mx.array | None = None,
         key: mx.array | None = None,
-        cache: LayerCache | None = None,
+        cache: KVCache | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
         """[B, T, C] -> [B, T, C]; no gradient with a cache."""
@@ -265,7 +279,7 @@ class GPT(nn.Module):
         if self.config.embedding_norm:
             x = ops.rms_norm(x)
         if self.config.smear:
-            x = self.smear(x, LayerCache(cache, 0) if cache is not None else None)
+            x = self.smear(x, cache)
         if self.config.position == "learned":
             position = cache.position if cache is not None else None
             # A slice if possible, since the gradient of a lookup is summed row by row.
@@ -278,13 +292,9 @@ class GPT(nn.Module):
                 recorder.record_residual(x)
             has_values = layer in value_layers
             value_embeddings = self.wve[value_layers.index(layer)](ids) if has_values else None
-            # With a smear, the cache's first entry is the smear's.
-            layer_cache = (
-                LayerCache(cache, layer + self.config.smear) if cache is not None else None
-            )
             # The key is an argument, so that recomputation uses the same dropout mask.
             forward = nn.utils.checkpoint(block) if recompute else block
-            x = forward(x, value_embeddings, block_keys[layer], layer_cache, recorder)  # [B, T, C]
+            x = forward(x, value_embeddings, block_keys[layer], cache, recorder)  # [B, T, C]
         if recorder is not None:
             recorder.record_residual(x)
         if last is not None:

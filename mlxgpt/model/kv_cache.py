@@ -7,14 +7,13 @@ forward pass. B: batch size, H: heads, D: head dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlxgpt.backend import ops
 
-# Keys and values of one layer, each [B, H, length, D], and of all layers. With a smear, the first
-# entry has one array, the embeddings [B, 1, length, C].
+# An entry of the cache, and all entries, in the order in which the model uses them: keys and values
+# of a layer, each [B, H, length, D]; or one such array, which is read shifted by a token.
 LayerKV = tuple[mx.array, ...]
 LayersKV = Sequence[LayerKV]
 
@@ -42,6 +41,7 @@ class KVCache:
         kv_length: int | None = None,
     ) -> None:
         self.layers = list(layers)
+        self._next_entry = 0
         self.position = position
         if position is not None:
             capacity = self.layers[0][0].shape[2]
@@ -49,8 +49,8 @@ class KVCache:
             self._slot = position % capacity
             self._mask = (mx.arange(self._kv_length) <= position[:, None])[:, None, None]
 
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """Add a layer's new tokens to the cache, and attend from them to all tokens in it.
+    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Add new tokens to the next layer of the cache, and attend from them to all tokens in it.
 
         Args:
             q, k, v: [B, H, T, D] of the new tokens; T is 1 unless the cache was empty.
@@ -61,52 +61,34 @@ class KVCache:
         if self.position is None:
             self.layers.append((k, v))
             return ops.causal_attention(q, k, v)
-        keys, values = (
-            _update_cache(old, new, self._slot)
-            for old, new in zip(self.layers[layer], (k, v), strict=True)
-        )
-        self.layers[layer] = keys, values
+        keys, values = self._update(k, v)
         keys, values = keys[:, :, : self._kv_length], values[:, :, : self._kv_length]
         return ops.decode_attention(q, keys, values, self._mask)
 
-    def shift(self, layer: int, x: mx.array) -> mx.array:
-        """Add new tokens' vectors x [B, T, C] to the cache.
+    def shift(self, x: mx.array) -> mx.array:
+        """Add new tokens' vectors x [B, H, T, D] to the next entry of the cache.
 
         Returns:
-            the vector of the token before each, [B, T, C]; zeros before the first token
+            the vectors of the token before each, [B, H, T, D]; zeros before the first token
         """
         if self.position is None:
-            self.layers.append((x[:, None],))  # [B, 1, T, C]
+            self.layers.append((x,))
             return shift_right(x)
-        (cached,) = self.layers[layer]
-        self.layers[layer] = (_update_cache(cached, x[:, None], self._slot),)
-        previous_slot = mx.broadcast_to((self.position - 1) % cached.shape[2], (len(x),))
-        return mx.take_along_axis(cached[:, 0], previous_slot[:, None, None], axis=1)
+        (vectors,) = self._update(x)
+        previous_slot = mx.broadcast_to((self.position - 1) % vectors.shape[2], (len(x),))
+        return mx.take_along_axis(vectors, previous_slot[:, None, None, None], axis=2)
 
-
-class LayerCache(NamedTuple):
-    """One layer of a `KVCache`."""
-
-    cache: KVCache
-    layer: int
-
-    @property
-    def position(self) -> mx.array | None:
-        """Position of the new tokens, see `KVCache`; None if the cache is empty."""
-        return self.cache.position
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """See `KVCache.attend`."""
-        return self.cache.attend(self.layer, q, k, v)
-
-    def shift(self, x: mx.array) -> mx.array:
-        """See `KVCache.shift`."""
-        return self.cache.shift(self.layer, x)
+    def _update(self, *new: mx.array) -> LayerKV:
+        """Write new arrays to the next entry, and return it."""
+        entry, self._next_entry = self._next_entry, self._next_entry + 1
+        pairs = zip(self.layers[entry], new, strict=True)
+        self.layers[entry] = tuple(_update_cache(old, x, self._slot) for old, x in pairs)
+        return self.layers[entry]
 
 
 def shift_right(x: mx.array) -> mx.array:
-    """X [B, T, C] moved to the next position, with zeros at the first."""
-    return mx.pad(x[:, :-1], [(0, 0), (1, 0), (0, 0)])
+    """X [B, H, T, D] moved to the next position, with zeros at the first."""
+    return mx.pad(x[:, :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
 
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:

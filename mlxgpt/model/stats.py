@@ -36,7 +36,7 @@ def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
         f"wte (token embedding{', and head' if config.tied else ''})": embedding_params,
         "wpe (positions)": config.block_size * C * (config.position == "learned"),
         f"wve (value embeddings), {value_layers} ×": embedding_params * value_layers,
-        "smear": min(SMEAR_CHANNELS, C) * config.smear,
+        "smear": min(SMEAR_CHANNELS, C) * (config.smear + layers * config.token_shift),
         "value gates": value_layers
         * min(VALUE_GATE_CHANNELS, C)
         * config.n_head

@@ -36,6 +36,7 @@ ARCHITECTURE_FIELDS = (
     "value_embeddings",
     "value_gate",
     "smear",
+    "token_shift",
 )
 
 

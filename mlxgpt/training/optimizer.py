@@ -174,7 +174,7 @@ def _is_matrix(name: str, parameter: mx.array) -> bool:
 
 
 def _has_embedding_rate(name: str, parameter: mx.array) -> bool:
-    return name.startswith(("wte.", "wve.", "smear.")) or ".value_gate." in name
+    return name.startswith(("wte.", "wve.")) or "smear.gate." in name or ".value_gate." in name
 
 
 def _is_block_matrix(name: str, parameter: mx.array) -> bool:

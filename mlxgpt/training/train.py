@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.setup import setup_job
 from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -43,12 +46,13 @@ def train(
     Args:
         tier: built-in model size and dataset, 1 or 2.
         config: TOML file, name of a built-in config, or `Config`, instead of a tier.
-        recipe: recipe for the tier, `classic` (default) or `modern`. `modern` with `max_minutes`
-            but without a tier chooses a model size for that time, this data and this machine.
+        recipe: recipe for the tier: `classic` (default), `modern` or `racing`.
         run: name or folder of the run; default: CONFIG-DATA.
         init_from: trained or imported run to initialize from. Its architecture and tokenizer are
             used, with the built-in config `finetune` unless a tier or config is given.
-        max_minutes: plan as many steps as fit into this time.
+        max_minutes: plan as many steps as fit into this time. Without a tier, a config and
+            `init_from`, this also chooses a model size for that time, this data and this machine,
+            with the recipe `racing` (default) or `modern`.
         memory_limit: gigabytes; training that needs more is refused, or saved and stopped.
         runs_dir, data_dir: folders; default: `runs` and `data` in $MLXGPT_HOME or here.
         report_to: `tensorboard` or `wandb`, to log metrics there, too.
@@ -57,7 +61,7 @@ def train(
 
     If Tier 1's dataset cannot be downloaded, it trains on synthetic stories, and logs a warning.
     """
-    fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or init_from)
+    fit_size = bool(max_minutes) and not (tier or config or init_from)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(init_process_group())
         all_callbacks = list(callbacks) if group.is_main else []
@@ -72,7 +76,7 @@ def train(
                     "automatic model size is not supported in distributed training",
                     "set the size with --tier 2, or with --config, --n-layer and --n-embd.",
                 )
-            name, resolved_config = _resolve_auto_size(recipe, max_minutes, settings)
+            name, resolved_config = _resolve_auto_size(recipe or "racing", max_minutes, settings)
         elif init_from:
             parent = run_folders.find_run(init_from, resolve_folder("runs", runs_dir))
             config = config or ("finetune" if tier is None else None)
@@ -109,9 +113,14 @@ AUTO_SIZE_VOCAB_SIZE = 2048  # default for auto-sized models
 
 
 def _resolve_auto_size(
-    recipe: str | None, minutes: float | None, settings: Mapping[str, Any]
+    recipe: str, minutes: float | None, settings: Mapping[str, Any]
 ) -> tuple[str, Config]:
     """Name and config of a run whose model size is chosen for a training time."""
+    if recipe == "classic":
+        raise UserError(
+            f"--max-minutes {minutes:g} does not choose a model size for --recipe classic",
+            "omit --recipe, or add --tier 1 or --tier 2.",
+        )
     if size_settings := [
         name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
     ]:
@@ -119,6 +128,8 @@ def _resolve_auto_size(
             f"{size_settings[0]} is set, but --max-minutes {minutes:g} chooses it automatically",
             "omit it, or add --tier 2, which sets a model size.",
         )
+    if recipe == "racing":
+        logger.info("recipe racing: only mlxgpt runs the model; exports need --recipe modern")
     _, resolved_config = resolve_config(
         2, None, recipe, **{"vocab_size": AUTO_SIZE_VOCAB_SIZE, **settings}
     )

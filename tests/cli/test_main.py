@@ -96,6 +96,7 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "value_embeddings": ([], True),
     "value_gate": ([], True),
     "smear": ([], True),
+    "token_shift": ([], True),
     "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
     "val_source": (["c.txt"], ("c.txt",)),
     "tokenizer": (["char"], "char"),

@@ -14,21 +14,24 @@ def test_recipe_selects_the_config_of_the_tier(tier: int) -> None:
             name,
             toml.load_config(toml.find_builtin_configs()[name]),
         )
-    name, modern = resolve_config(tier, None, "modern", n_layer=3)
-    assert name == f"tier{tier}-modern"
-    assert modern.model.n_layer == 3
-    assert modern.optim.optimizer == "muon"
     classic = toml.load_tier_config(tier)
-    assert (modern.data, modern.model.block_size) == (classic.data, classic.model.block_size)
-    assert modern.train.max_steps == classic.train.max_steps
+    for recipe in ("modern", "racing"):
+        name, changed = resolve_config(tier, None, recipe, n_layer=3)
+        assert name == f"tier{tier}-{recipe}"
+        assert changed.model.n_layer == 3
+        assert changed.optim.optimizer == "muon"
+        assert (changed.data, changed.model.block_size) == (classic.data, classic.model.block_size)
+        assert changed.train == classic.train
 
 
 @pytest.mark.parametrize(
     ("given", "problem", "remedy"),
     [
         ({}, "no config given", "--tier 1"),
-        ({"recipe": "modern"}, "needs a model size", "--max-minutes M"),
-        ({"recipe": "x", "tier": 1}, "there is no recipe x", "classic or modern"),
+        ({"recipe": "modern"}, "needs a model size", "--recipe modern --max-minutes M"),
+        ({"recipe": "racing"}, "needs a model size", "--recipe racing --max-minutes M"),
+        ({"recipe": "classic"}, "needs a model size", "--tier 1 or --tier 2."),
+        ({"recipe": "x", "tier": 1}, "there is no recipe x", "classic, modern, racing"),
         (
             {"tier": 1, "config": "tier2"},
             "--tier and --config cannot be used together",

@@ -29,6 +29,7 @@ MODERN_PARTS: dict[str, Any] = {
     "value_embeddings": True,
     "value_gate": True,
     "smear": True,
+    "token_shift": True,
 }
 MODERN_STEPS: dict[str, Any] = {
     "optimizer": "muon",

@@ -150,7 +150,7 @@ def test_command_of_a_finetuned_run_reproduces_the_config(
 
 
 def test_nearest_config_is_the_original_one(run: Run) -> None:
-    for name in ("tier1", "tier2", "tier1-modern", "gpt2-124m", "five-minutes"):
+    for name in ("tier1", "tier2", "tier1-modern", "tier2-racing", "gpt2-124m"):
         config = toml.load_config(toml.find_builtin_configs()[name])
         changed = override_config(config, {"seed": 5, "dtype": "float32", "max_steps": 77})
         nearest, base = find_nearest_config(replace(run, config=changed))

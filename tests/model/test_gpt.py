@@ -59,10 +59,12 @@ PARTS = [
     {"value_embeddings": True},
     {"value_embeddings": True, "value_gate": True},
     {"smear": True},
+    {"token_shift": True},
     MODERN,
     {**MODERN, "tied": False, "embedding_norm": True},
     {**MODERN, "tied": False, "embedding_norm": True, "value_embeddings": True},
     {**MODERN, "value_embeddings": True, "value_gate": True, "smear": True},
+    {**MODERN, "value_embeddings": True, "smear": True, "token_shift": True},
 ]
 
 
@@ -168,6 +170,15 @@ def test_sequences_of_different_lengths_in_one_cache(tiny_model: Config, parts: 
         lengths = lengths + 1
 
 
+def shift_slow_half(k: mx.array) -> mx.array:
+    """Keys [B, H, T, D], where dimensions D/4 to D/2 and 3D/4 to D are the previous token's."""
+    quarters = [*mx.split(k, 4, axis=-1)]
+    for n in (1, 3):
+        zeros = mx.zeros_like(quarters[n][:, :, :1])
+        quarters[n] = mx.concatenate([zeros, quarters[n][:, :, :-1]], axis=2)
+    return mx.concatenate(quarters, axis=-1)
+
+
 def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
     """Logits of ids [B, T] of any length T, where each token in each layer attends to the last
     `window` positions.
@@ -180,9 +191,15 @@ def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
         x = model.smear(x)
     for block in model.h:
         attn, (B, T, C) = block.attn, x.shape
-        qkv = attn.c_attn(block.ln_1(x)).reshape(B, T, 3, attn.n_head, -1)
+        x_in = block.ln_1(x)
+        if model.config.token_shift:
+            x_in = attn.smear(x_in)
+        qkv = attn.c_attn(x_in).reshape(B, T, 3, attn.n_head, -1)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        q, k = (apply_rope(mx.fast.rms_norm(heads, None, 1e-5), 0) for heads in (q, k))
+        q, k = (mx.fast.rms_norm(heads, None, 1e-5) for heads in (q, k))
+        if model.config.token_shift:
+            k = shift_slow_half(k)
+        q, k = apply_rope(q, 0), apply_rope(k, 0)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         shares = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1)
         x = x + attn.c_proj((shares @ v).swapaxes(1, 2).reshape(B, T, C))
@@ -190,12 +207,12 @@ def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
     return model.wte.as_linear(model.ln_f(x))
 
 
-@pytest.mark.parametrize("smear", [False, True])
+@pytest.mark.parametrize("parts", [(), ("smear",), ("token_shift",), ("smear", "token_shift")])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_full_cache_is_a_sliding_window_in_each_layer(
-    tiny_model: Config, layers: int, smear: bool
+    tiny_model: Config, layers: int, parts: tuple[str, ...]
 ) -> None:
-    changes = {**MODERN, "block_size": 8, "n_layer": layers, "smear": smear}
+    changes = {**MODERN, "block_size": 8, "n_layer": layers, **dict.fromkeys(parts, True)}
     model = GPT(override_config(tiny_model, changes).model, 1)
     assert model.supports_sliding_window
     # Large weights, so that every layer affects the logits.
@@ -211,8 +228,8 @@ def test_a_full_cache_is_a_sliding_window_in_each_layer(
         logits, cached = model(ids[:, t : t + 1], cache)[:, 0], cache.layers
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
     uncached = model(ids[:, -8:])[:, -1]
-    # More layers, and a smear, also see tokens before the window.
-    assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1 and not smear)
+    # More layers, and shifted vectors, also see tokens before the window.
+    assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1 and not parts)
 
 
 def test_embedding_lookups_add_no_flops(tiny_model: Config) -> None:
@@ -296,6 +313,21 @@ def test_smear_adds_a_gated_share_of_the_previous_embedding(tiny_model: Config) 
     expected = x.copy()
     expected[:, 1:] += gate[:, 1:] * x[:, :-1]
     np.testing.assert_allclose(smear(mx.array(x)), expected, atol=1e-6)
+
+
+def test_token_shift_smears_the_input_and_moves_half_of_each_key(tiny_model: Config) -> None:
+    changes = {**MODERN, "token_shift": True, "n_embd": 32}
+    attention = GPT(override_config(tiny_model, changes).model, 1).h[0].attn
+    attention.update(tree_map(lambda p: 20 * p, attention.parameters()))
+    x = mx.random.normal((2, 7, 32), key=mx.random.key(1))
+    H, D = attention.n_head, 32 // attention.n_head
+    qkv = attention.c_attn(attention.smear(x)).reshape(2, 7, 3, H, D)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+    q, k = (mx.fast.rms_norm(heads, None, 1e-5) for heads in (q, k))
+    q, k = apply_rope(q, 0), apply_rope(shift_slow_half(k), 0)
+    y = mx.fast.scaled_dot_product_attention(q, k, v, scale=D**-0.5, mask="causal")
+    expected = attention.c_proj(y.swapaxes(1, 2).reshape(2, 7, 32))
+    np.testing.assert_allclose(attention(x), expected, atol=1e-4)
 
 
 def test_reference_arrays_are_small() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,33 @@ def test_resuming_keeps_the_chosen_size(
 
     assert train_and_get_width(1e-9) == 128
     assert train_and_get_width(1e9) == 128, "of the run that is there"
+
+
+@pytest.mark.parametrize("recipe", [None, "racing", "modern"])
+def test_racing_is_the_recipe_for_a_time_budget_without_a_tier(
+    home: Path,
+    text_file: Path,
+    no_check: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recipe: str | None,
+) -> None:
+    monkeypatch.setattr(auto_size, "MODEL_SIZES", ((2, 64),))
+    monkeypatch.setattr(auto_size, "MIN_STEP_TOKENS", 8)
+    monkeypatch.setattr(auto_size, "MAX_STEP_TOKENS", 8)
+    caplog.set_level(logging.INFO)
+    options = {"max_minutes": 0.02, "source": text_file, "block_size": 8, "sample_tokens": 0}
+    summary = api.train(recipe=recipe, **options)  # type: ignore[arg-type]
+    is_racing = recipe != "modern"
+    assert summary.run.name.startswith("racing-" if is_racing else "modern-")
+    assert open_run(summary.run).config.model.token_shift == is_racing
+    assert ("only mlxgpt runs the model" in caplog.text) == is_racing
+
+
+def test_no_size_is_chosen_for_the_classic_recipe(text_file: Path) -> None:
+    with pytest.raises(UserError, match="does not choose a model size") as excinfo:
+        api.train(recipe="classic", max_minutes=2, source=text_file)
+    assert "--tier 1 or --tier 2" in excinfo.value.remedy
 
 
 def test_size_settings_conflict_with_a_time_budget(text_file: Path) -> None:

@@ -64,7 +64,7 @@ def test_adamw_matches_mlx_bit_for_bit(compiled: bool) -> None:
 def test_embeddings_can_have_a_separate_rate_and_no_decay(tiny_model: Config) -> None:
     rate_options = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
     model_options = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
-    model_options |= {"value_gate": True, "smear": True}
+    model_options |= {"value_gate": True, "smear": True, "token_shift": True}
     config = override_config(tiny_model, {**rate_options, **model_options})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
@@ -75,6 +75,7 @@ def test_embeddings_can_have_a_separate_rate_and_no_decay(tiny_model: Config) ->
     last_layer = config.model.n_layer - 1
     tables = {"wte.weight", "wve.0.weight", "smear.gate.weight"}
     tables |= {f"h.{last_layer}.attn.value_gate.weight"}
+    tables |= {f"h.{layer}.attn.smear.gate.weight" for layer in range(config.model.n_layer)}
     assert {name[9:] for name in moment_names if name.startswith("states.1")} == tables
     assert {layer[9:] for layer in moment_names if layer.startswith("states.2")} == {
         "lm_head.weight",

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-minutes",
         type=float,
         metavar="MINUTES",
-        help="set --max-steps to what fits into this time; with --recipe modern and no tier, also "
-        "choose the model size (default: no limit)",
+        help="set --max-steps to what fits into this time; without a tier, also choose the model "
+        "size, with --recipe racing (default there) or modern (default: no limit)",
     )
     parser.add_argument(
         "--memory-limit",
