@@ -6,7 +6,8 @@
 
 DATA is a folder that `mlxgpt prepare` wrote. All trainers get the same windows of 256 tokens in the
 same order, eight per step, and are judged on the whole validation text. A run adds a line to
-RESULTS, unless it is already there. Without arguments, the results are printed as a table.
+RESULTS, unless it is already there. Without arguments, the results are printed as a table;
+`--plot FILE.svg` also plots them over tokens, FLOPs and minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlxgpt  # isort: skip  # noqa: F401  loads its BLAS before mlx.core is imported
 import numpy as np
 from baselines.trainers import PROJECTS, MlxgptTrainer, Trainer
 
@@ -48,10 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     length.add_argument("--steps", type=int, default=488)
     length.add_argument("--minutes", type=float, help="as many steps as fit")
     parser.add_argument("--results", type=Path, default=Path("compare_losses.jsonl"))
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the results")
     args = parser.parse_args(argv)
     results = _read_results(args.results)
     if not args.data or not args.trainer:
         print("\n".join(_render_table(results)))
+        if args.plot:
+            _plot_results(results, args.plot)
         return
     name = f"mlxgpt {Path(args.config).stem}" if args.trainer == "mlxgpt" else args.trainer
     key = dict(zip(LEADING_COLUMNS, (name, args.shape, args.rates, args.seed), strict=True))
@@ -142,6 +147,25 @@ def _render_table(results: list[dict[str, Any]]) -> list[str]:
             + [*numbers, f"{r['train_minutes']:.1f}", f"{r['bits_per_byte']:.4f}"]
         )
     return render_markdown_table(rows)
+
+
+def _plot_results(results: list[dict[str, Any]], path: Path) -> None:
+    """Plot the loss of each run over what it took: tokens, FLOPs and minutes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((10, 3.5), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    labels = {"tokens": "tokens", "petaflops": "petaFLOPs", "train_minutes": "minutes"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for trainer in sorted({result["trainer"] for result in results}):
+            runs = [result for result in results if result["trainer"] == trainer]
+            losses = [run["bits_per_byte"] for run in runs]
+            axis.plot([run[name] for run in runs], losses, "o", label=trainer, alpha=0.6)
+        axis.set_xlabel(label)
+        axis.set_xscale("log")
+    axes[0].set_ylabel("bits per byte")
+    axes[-1].legend(fontsize="small")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

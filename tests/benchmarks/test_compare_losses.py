@@ -43,7 +43,9 @@ def test_mlxgpt_reaches_the_loss_of_a_run(
     capsys.readouterr()
     compare(data, home / "results.jsonl", "mlxgpt", "--config", "tier1-racing")
     assert "already in" in capsys.readouterr().out
-    compare_losses.main(["--results", str(home / "results.jsonl")])
+    plot = home / "plot.svg"
+    compare_losses.main(["--results", str(home / "results.jsonl"), "--plot", str(plot)])
+    assert "petaFLOPs" in plot.read_text(encoding="utf-8")
     table = capsys.readouterr().out
     assert f"{result['bits_per_byte']:.4f}" in table
     assert "mlxgpt tier1-racing" in table
