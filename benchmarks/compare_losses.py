@@ -24,6 +24,7 @@ import mlxgpt  # isort: skip  # noqa: F401  loads its BLAS before mlx.core is im
 import numpy as np
 from baselines.trainers import PROJECTS, MlxgptTrainer, Trainer
 
+from mlxgpt.backend import execution
 from mlxgpt.bench.markdown import render_markdown_table
 from mlxgpt.config import Config, override_config
 from mlxgpt.config.resolve import resolve_config
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     if any(key.items() <= result.items() for result in results):
         print(f"already in {args.results}")
         return
+    for reason in execution.slow_reasons():
+        print(reason)
     dataset = open_dataset(args.data)
     layers, width = map(int, args.shape.split("x"))
     _, config = resolve_config(None, args.config)

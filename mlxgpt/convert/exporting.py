@@ -122,8 +122,8 @@ def export_run(
         parts = ", ".join(f"{name} = {str(value).lower()}" for name, value in mismatches.items())
         raise UserError(
             f"{run.name} fits neither GPT-2 nor Qwen3, because of {parts}",
-            "no other runtime supports this architecture; for an export, train with --recipe classic "
-            "(GPT-2) or modern (Qwen3).",
+            "no other runtime supports this architecture; for an export, train with --recipe "
+            "classic (GPT-2) or modern (Qwen3).",
         )
     if is_modern and runtime == "mlx-lm":
         raise UserError(

@@ -74,9 +74,10 @@ class KVCache:
         if self.position is None:
             self.layers.append((x,))
             return shift_right(x)
-        (vectors,) = self._update(x)
-        previous_slot = mx.broadcast_to((self.position - 1) % vectors.shape[2], (len(x),))
-        return mx.take_along_axis(vectors, previous_slot[:, None, None, None], axis=2)
+        (cached,) = self.layers[self._next_entry]
+        self._update(x)
+        previous_slot = mx.broadcast_to((self.position - 1) % cached.shape[2], (len(x),))
+        return mx.take_along_axis(cached, previous_slot[:, None, None, None], axis=2)
 
     def _update(self, *new: mx.array) -> LayerKV:
         """Write new arrays to the next entry, and return it."""
