@@ -293,7 +293,7 @@ COMMAND_SUGGESTIONS = {
     "serve": "mlxgpt play",
     "server": "mlxgpt play",
     "sample": "mlxgpt generate",
-    "chat": "mlxgpt generate --interactive",
+    "talk": "mlxgpt chat",
     "repl": "mlxgpt generate --interactive",
     "finetune": "mlxgpt train --init-from RUN",
     "fine-tune": "mlxgpt train --init-from RUN",

@@ -10,6 +10,7 @@ from mlxgpt import __version__
 from mlxgpt.cli.aliases import translate_args, unknown_command_error
 from mlxgpt.cli.commands import (
     bench,
+    chat,
     check,
     compare,
     evaluate,
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "import": import_model,
     "export": export,
     "generate": generate,
+    "chat": chat,
     "eval": evaluate,
     "check": check,
     "info": info,

@@ -1,4 +1,5 @@
-"""`mlxgpt generate --interactive`: a prompt line with history and editing, texts streamed.
+"""`mlxgpt generate --interactive` and `mlxgpt chat`: a prompt line with history and editing, texts
+streamed.
 
 A line that begins with a slash is a command, any other line is a prompt. Ctrl-C stops the current
 text, not the program. Also works in a dumb terminal and with stdin from a file.
@@ -9,21 +10,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from mlxgpt import config
 from mlxgpt.cli.console import deduplicate_logs
 from mlxgpt.config import SamplingParams
 from mlxgpt.config.fields import iter_fields
 from mlxgpt.data.normalize import normalize_text
+from mlxgpt.inference.chat_template import load_chat_template
+from mlxgpt.inference.conversation import Conversation
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
 
 HELP = """\
-Type a prompt; an empty line generates without a prompt. Ctrl-C stops generation.
-/again             generate from the same prompt with a new seed
+{first_lines}
 /run NAME          switch to another run; without a name: the newest run
 /settings          show the sampling settings. Change one with, for example, /temperature 0.7;
                    without a value, it is reset to its default:
@@ -34,8 +37,8 @@ Type a prompt; an empty line generates without a prompt. Ctrl-C stops generation
 REPL_SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.name != "samples")
 
 
-class GenerateRepl:
-    """Interactive generation: reads prompts and commands, streams texts.
+class Repl(ABC):
+    """Reads lines and commands, and streams texts.
 
     Args:
         load_model: loads a run by name; None: the newest.
@@ -45,6 +48,9 @@ class GenerateRepl:
         write_text: writes a piece of generated text.
         print_line: prints a line that is not generated text.
     """
+
+    greeting: ClassVar[str]
+    help_lines: ClassVar[str]
 
     def __init__(
         self,
@@ -58,10 +64,9 @@ class GenerateRepl:
     ) -> None:
         self._load_model, self._model, self._sampling = load_model, model, sampling
         self._read_line, self._write_text, self._print_line = read_line, write_text, print_line
-        self._prompt = ""
         self._logged_records: dict[str, logging.LogRecord] = {}
         self._commands: dict[str, Callable[[str], None]] = {
-            "again": lambda _: self._generate(self._prompt, new_seed=True),
+            "again": lambda _: self._repeat(),
             "run": self._switch_run,
             "settings": lambda _: self._print_line(self._format_settings()),
             "help": lambda _: self._print_help(),
@@ -69,7 +74,7 @@ class GenerateRepl:
 
     def run(self) -> None:
         """Run until Ctrl-D or /quit. The notes on long texts are logged only once."""
-        self._print_line("type a prompt, or /help for commands")
+        self._print_line(f"{self.greeting}, or /help for commands")
         with deduplicate_logs() as self._logged_records:
             while True:
                 line = None
@@ -88,10 +93,17 @@ class GenerateRepl:
                     if line is not None:
                         self._print_line("stopped")
 
+    @abstractmethod
+    def _answer(self, line: str) -> None:
+        """Generate from a line."""
+
+    @abstractmethod
+    def _repeat(self) -> None:
+        """Generate from the last line with another seed."""
+
     def _handle_line(self, line: str) -> None:
         if not line.startswith("/"):
-            self._prompt = line
-            self._generate(line)
+            self._answer(line)
             return
         name, _, value = line[1:].strip().partition(" ")
         name, value = name.replace("-", "_"), value.strip()
@@ -103,18 +115,6 @@ class GenerateRepl:
             raise UserError(
                 f"unknown command /{name.replace('_', '-')}", "/help lists the commands."
             )
-
-    def _generate(self, prompt: str, *, new_seed: bool = False) -> None:
-        sampling = self._sampling | ({"seed": None} if new_seed else {})
-        stream = self._model.stream(prompt, **sampling)
-        self._write_text(stream.prompt)
-        for piece in stream:
-            self._write_text(piece)
-        self._write_text("\n")
-        stream.log_long_texts()
-        result = stream.result
-        rate = f"{result.tokens_per_second:,.0f} tok/s"
-        self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 
     def _change_setting(self, name: str, value: str) -> None:
         """Change a sampling setting; without a value, reset it to the default."""
@@ -130,7 +130,10 @@ class GenerateRepl:
 
     def _switch_run(self, name: str) -> None:
         self._logged_records.clear()
-        self._model = self._load_model(name or None)
+        self._set_model(self._load_model(name or None))
+
+    def _set_model(self, model: LoadedModel) -> None:
+        self._model = model
 
     def _format_settings(self) -> str:
         params = config.parse_sampling_params(self._sampling)
@@ -140,17 +143,110 @@ class GenerateRepl:
         )
 
     def _print_help(self) -> None:
-        self._print_line(
-            HELP.format(names="  ".join("/" + n.replace("_", "-") for n in REPL_SETTINGS))
+        names = "  ".join("/" + name.replace("_", "-") for name in REPL_SETTINGS)
+        self._print_line(HELP.format(first_lines=self.help_lines, names=names))
+
+
+class GenerateRepl(Repl):
+    """Continues prompts."""
+
+    greeting = "type a prompt"
+    help_lines = (
+        "Type a prompt; an empty line generates without a prompt. Ctrl-C stops generation.\n"
+        "/again             generate from the same prompt with a new seed"
+    )
+    _prompt = ""
+
+    def _answer(self, line: str) -> None:
+        self._prompt = line
+        self._generate(line, self._sampling)
+
+    def _repeat(self) -> None:
+        self._generate(self._prompt, self._sampling | {"seed": None})
+
+    def _generate(self, prompt: str, sampling: dict[str, Any]) -> None:
+        stream = self._model.stream(prompt, **sampling)
+        self._write_text(stream.prompt)
+        for piece in stream:
+            self._write_text(piece)
+        self._write_text("\n")
+        stream.log_long_texts()
+        result = stream.result
+        rate = f"{result.tokens_per_second:,.0f} tok/s"
+        self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
+
+
+class ChatRepl(Repl):
+    """Replies to messages, with the run's chat template and the conversation so far.
+
+    Args:
+        system: content of the system message; empty: none.
+        options: of `Repl`.
+    """
+
+    greeting = "type a message"
+    help_lines = (
+        "Type a message. Ctrl-C stops the reply.\n"
+        "/again             another reply to the last message\n"
+        "/clear             begin a new conversation"
+    )
+
+    def __init__(self, *args: Any, system: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._system = system
+        self._set_model(self._model)
+        self._commands["clear"] = lambda _: self._conversation.clear()
+
+    def _set_model(self, model: LoadedModel) -> None:
+        """Use a model, and begin a new conversation."""
+        block_size = model.run.config.model.block_size
+        max_reply = min(config.parse_sampling_params(self._sampling).max_tokens, block_size // 2)
+        self._conversation = Conversation(
+            load_chat_template(model.run),
+            model.tokenizer,
+            max_tokens=block_size - max_reply,
+            system=self._system,
         )
+        super()._set_model(model)
+
+    def _answer(self, line: str) -> None:
+        self._reply(line, self._sampling)
+
+    def _repeat(self) -> None:
+        message = self._conversation.pop_exchange()
+        if message is None:
+            raise UserError("there is no message yet", "type one.")
+        self._reply(message, self._sampling | {"seed": None})
+
+    def _reply(self, message: str, sampling: dict[str, Any]) -> None:
+        self._conversation.add_message("user", message)
+        reply = ""
+        try:
+            ids, num_dropped = self._conversation.encode()
+            if num_dropped:
+                self._print_line(f"context full: forgot the oldest {num_dropped} messages")
+            for output in self._model.iter_tokens(ids or "", **sampling):
+                self._write_text(output.text)
+                reply += output.text
+        except UserError:
+            self._conversation.pop_exchange()
+            raise
+        finally:
+            if reply:  # also the part before Ctrl-C
+                self._conversation.add_message("assistant", reply)
+        self._write_text("\n")
 
 
 def run_repl(
-    args: dict[str, Any], write_text: Callable[[str], None], print_line: Callable[[str], None]
+    make_repl: Callable[..., Repl],
+    args: dict[str, Any],
+    write_text: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> None:
-    """Run interactive generation on stdin.
+    """Run an interactive program on stdin.
 
     Args:
+        make_repl: makes it, with the arguments of `Repl`.
         args: arguments of `load`, and sampling settings, by name.
         write_text: writes a piece of generated text.
         print_line: prints a line that is not generated text.
@@ -163,7 +259,7 @@ def run_repl(
     sampling = {name: value for name, value in args.items() if name not in load_arg_names}
     config.parse_sampling_params(sampling)  # refuse invalid settings before loading a model
     shared_args = {name: load_args[name] for name in load_arg_names[2:] if name in load_args}
-    GenerateRepl(
+    make_repl(
         lambda run: load(run, **shared_args),
         load(**load_args),
         sampling,

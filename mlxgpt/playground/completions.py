@@ -20,14 +20,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mlxgpt import config
+from mlxgpt.inference import chat_template
 from mlxgpt.inference.generate import MAX_UTF8_BYTES
 from mlxgpt.inference.scoring import ScoredToken
 from mlxgpt.loaded_model import LoadedModel
-from mlxgpt.playground import auth, chat_template
+from mlxgpt.playground import auth
 from mlxgpt.playground.auth import FiniteJSONResponse
 from mlxgpt.playground.models import ModelCache
 from mlxgpt.playground.request_body import (
     MAX_CHOICES,
+    MAX_PROMPT_CHARS,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
@@ -119,8 +121,16 @@ class _OpenAIEndpoints:
         self._log_unknown_fields(find_unknown_fields(body))
         template = chat_template.load_chat_template(self._models.get_run())
 
+        if sum(len(message.content) for message in body.messages) > MAX_PROMPT_CHARS:
+            raise UserError(
+                "the messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters."
+            )
+        messages = [message.raw_fields | {"content": message.content} for message in body.messages]
+
         def encode_messages() -> list[int]:
-            return chat_template.encode_chat(template, body.messages, self._models.get_model())
+            model = self._models.get_model()
+            ids = chat_template.encode_chat(template, messages, model.tokenizer)
+            return ids or model.encode("").tolist()
 
         prompt_ids = await self._worker.call(encode_messages)
         max_tokens = body.max_completion_tokens or body.max_tokens

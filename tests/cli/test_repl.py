@@ -4,16 +4,18 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mlxgpt.cli.repl import REPL_SETTINGS, GenerateRepl
+from mlxgpt.cli.repl import REPL_SETTINGS, ChatRepl, GenerateRepl, Repl
 from mlxgpt.inference import generate
 from mlxgpt.inference.decode import BatchDecoder
 from mlxgpt.loaded_model import load
@@ -35,8 +37,10 @@ class ScriptedUser:
     def write(self, piece: str) -> None:
         self.output += piece
 
-    def run_repl(self, **sampling: object) -> ScriptedUser:
-        GenerateRepl(
+    def run_repl(
+        self, repl: Callable[..., Repl] = GenerateRepl, /, **sampling: object
+    ) -> ScriptedUser:
+        repl(
             load,
             load("done"),
             sampling,
@@ -207,3 +211,61 @@ def test_repl_in_a_terminal(place: Path, terminal: str) -> None:
         child.kill()
         child.wait()
         os.close(terminal_fd)
+
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+
+
+@pytest.fixture
+def chat_run(place: Path) -> Path:
+    """A run with a chat template that writes a line for each message."""
+    folder = place / "runs" / "done"
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def reply_to(prompt: str, **sampling: object) -> str:
+    return load("done").generate(prompt, **sampling).texts[0].removeprefix(prompt)
+
+
+def test_a_chat_sees_the_conversation_so_far(chat_run: Path) -> None:
+    user = ScriptedUser("to", "or", "/clear", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
+    first = reply_to("to\n", seed=1, max_tokens=3)
+    second = reply_to(f"to\n{first}\nor\n", seed=1, max_tokens=3)
+    assert user.output == "\n".join([first, second, first, "", ""])
+
+
+def test_a_system_message_comes_first_and_stays(chat_run: Path) -> None:
+    repl = partial(ChatRepl, system="be")
+    user = ScriptedUser("to", "/clear", "to").run_repl(repl, seed=1, max_tokens=3)
+    assert user.output == 2 * (reply_to("be\nto\n", seed=1, max_tokens=3) + "\n") + "\n"
+
+
+def test_another_reply_replaces_the_last_one(chat_run: Path) -> None:
+    user = ScriptedUser("/again", "to", "/again", "/seed 1", "or").run_repl(
+        ChatRepl, seed=1, max_tokens=9
+    )
+    assert "there is no message yet" in user.messages[1]
+    first, second, third = user.output.rstrip("\n").split("\n")[:3]
+    assert first == reply_to("to\n", seed=1, max_tokens=9)
+    assert second != first
+    assert third == reply_to(f"to\n{second}\nor\n", seed=1, max_tokens=9)
+
+
+def test_a_message_that_cannot_be_encoded_is_not_kept(chat_run: Path) -> None:
+    user = ScriptedUser("~", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
+    assert "does not know these characters" in user.messages[1]
+    assert user.output == reply_to("to\n", seed=1, max_tokens=3) + "\n\n"
+
+
+def test_the_oldest_exchanges_are_forgotten(chat_run: Path) -> None:
+    user = ScriptedUser(*["not to"] * 9).run_repl(ChatRepl, seed=1, max_tokens=3)
+    assert any("forgot the oldest 2 messages" in message for message in user.messages)
+
+
+def test_a_run_without_a_chat_template_cannot_chat(chat_run: Path) -> None:
+    shutil.copytree(chat_run, chat_run.with_name("plain"))
+    (chat_run.with_name("plain") / "chat_template.jinja").unlink()
+    user = ScriptedUser("/run plain", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
+    assert "plain has no chat template" in user.messages[1]
+    assert user.output == reply_to("to\n", seed=1, max_tokens=3) + "\n\n"

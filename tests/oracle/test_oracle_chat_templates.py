@@ -11,9 +11,8 @@ import pytest
 from mlxgpt import api
 from mlxgpt.config import Config
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
+from mlxgpt.inference import chat_template
 from mlxgpt.loaded_model import LoadedModel, load
-from mlxgpt.playground import chat_template
-from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
 from tests.helpers.chat_templates import CONVERSATIONS, TEMPLATES
 
@@ -90,5 +89,5 @@ def test_ids_of_conversations_match_transformers(
     expected = hf_tokenizer.apply_chat_template(
         messages, chat_template=TEMPLATES[name], tokenize=True, add_generation_prompt=True
     )
-    chat_messages = [ChatMessage.model_validate(message) for message in messages]
-    assert chat_template.encode_chat(TEMPLATES[name], chat_messages, model) == expected["input_ids"]
+    ids = chat_template.encode_chat(TEMPLATES[name], messages, model.tokenizer)
+    assert ids == expected["input_ids"]

@@ -63,9 +63,9 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
                 "--interactive asks for one prompt after the other",
                 "leave out --samples and --json.",
             )
-        from mlxgpt.cli.repl import run_repl
+        from mlxgpt.cli.repl import GenerateRepl, run_repl
 
-        run_repl(args, write_stdout, print_stderr)
+        run_repl(GenerateRepl, args, write_stdout, print_stderr)
         return 0
     if prompts_file is not None:
         args["prompt"] = read_prompts(prompts_file)

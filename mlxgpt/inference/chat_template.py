@@ -15,9 +15,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.data.tokenizers.base import NUL, encode_with_special_tokens, end_of_text_token
-from mlxgpt.loaded_model import LoadedModel
-from mlxgpt.playground.request_body import MAX_PROMPT_CHARS, ChatMessage
+from mlxgpt.data.tokenizers.base import (
+    NUL,
+    Tokenizer,
+    encode_with_special_tokens,
+    end_of_text_token,
+)
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -35,7 +38,7 @@ def load_chat_template(run: Run) -> str:
     except FileNotFoundError as error:
         raise UserError(
             f"{run.name} has no chat template: it was not trained on conversations",
-            "use /v1/completions.",
+            "use mlxgpt generate, or /v1/completions.",
         ) from error
     except OSError as error:
         raise files.to_user_error(error, "read", path, "restore it.") from error
@@ -43,28 +46,26 @@ def load_chat_template(run: Run) -> str:
         raise UserError(f"cannot read {CHAT_TEMPLATE} of {run.name}", "restore it.") from error
 
 
-def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedModel) -> list[int]:
-    """Encode a conversation as token ids, up to the start of the assistant's reply.
+def encode_chat(
+    template: str, messages: Iterable[Mapping[str, Any]], tokenizer: Tokenizer
+) -> list[int]:
+    """Encode a conversation as token ids, up to the start of the assistant's reply; may be empty.
+
+    Args:
+        messages: with the keys `role` and `content`, and any others that the template reads.
 
     Raises:
-        UserError: if the messages are too long or the template fails.
+        UserError: if the template fails.
     """
     # NUL marks special tokens; removed from messages, so that only the template can insert them.
-    conversation = [
-        _strip_nul(message.raw_fields | {"content": message.content}) for message in messages
-    ]
-    if sum(len(message["content"]) for message in conversation) > MAX_PROMPT_CHARS:
-        raise UserError(
-            "the messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters."
-        )
-    tokenizer, eos_token = model.tokenizer, end_of_text_token(model.tokenizer)
+    conversation = [_strip_nul(dict(message)) for message in messages]
+    eos_token = end_of_text_token(tokenizer)
     mark_special_tokens = tokenizer.added_tokens.mark_special_tokens
     token_names = () if eos_token is None else ("bos_token", "eos_token")
     special_tokens = dict.fromkeys(token_names, mark_special_tokens(eos_token or ""))
     text = render_chat_template(mark_special_tokens(template), conversation, special_tokens)
     try:
-        ids = encode_with_special_tokens(tokenizer, normalize_text(text))
-        return ids or model.encode("").tolist()
+        return encode_with_special_tokens(tokenizer, normalize_text(text))
     except ValueError as error:
         raise UserError(
             f"{CHAT_TEMPLATE} is not usable: it splits a special token",

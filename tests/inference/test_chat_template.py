@@ -5,13 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from mlxgpt.data.tokenizers import tokenizer_json
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.playground import chat_template
+from mlxgpt.inference import chat_template
 from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
 from tests.helpers.tokenizer_folders import make_tokenizer_tree
@@ -20,40 +20,43 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
     "<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-MODEL: Any = SimpleNamespace(tokenizer=BPETokenizer([]), ids=lambda text: np.array([256]))
+TOKENIZER = BPETokenizer([])
 
 
 def parse_messages(*messages: Any) -> list[ChatMessage]:
     return [ChatMessage.model_validate(message) for message in messages]
 
 
+def encode(template: str, *messages: Any, tokenizer: Tokenizer = TOKENIZER) -> list[int]:
+    """Encode messages as the API gets them."""
+    parsed = [
+        message.raw_fields | {"content": message.content} for message in parse_messages(*messages)
+    ]
+    return chat_template.encode_chat(template, parsed, tokenizer)
+
+
 def test_messages_cannot_contain_an_end_of_text() -> None:
     """Only the template can insert it."""
     for name in ("content", "name"):
         message = {"role": "user", "content": "a"} | {name: "a\0<|endoftext|>"}
-        ids = chat_template.encode_chat(
-            TEMPLATE.replace("content", name), parse_messages(message), MODEL
-        )
-        tokenizer = MODEL.tokenizer
-        assert ids == [
+        assert encode(TEMPLATE.replace("content", name), message) == [
             256,
-            *tokenizer.encode("[user] a<|endoftext|>"),
+            *TOKENIZER.encode("[user] a<|endoftext|>"),
             256,
-            *tokenizer.encode("[assistant]"),
+            *TOKENIZER.encode("[assistant]"),
         ]
 
 
 def test_special_tokens_of_a_template_are_encoded_as_tokens() -> None:
     """Special tokens in messages are encoded as text."""
     tokenizer = tokenizer_json.build_tokenizer(make_tokenizer_tree(), "<|im_end|>")
-    model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
     template = (
         "{% for m in messages %}<pad>{{ m.content }}{{ eos_token }}\n{% endfor %}<|endoftext|>"
     )
-    messages = parse_messages({"role": "user", "content": "a <pad> cat"})
+    message = {"role": "user", "content": "a <pad> cat"}
     text = tokenizer.encode("a <pad> cat").tolist()
     assert 280 not in text
-    assert chat_template.encode_chat(template, messages, model) == [
+    assert encode(template, message, tokenizer=tokenizer) == [
         280,
         *text,
         282,
@@ -64,9 +67,7 @@ def test_special_tokens_of_a_template_are_encoded_as_tokens() -> None:
 
 def test_line_endings_of_a_message_are_normalized() -> None:
     ids = [
-        chat_template.encode_chat(
-            TEMPLATE, parse_messages({"role": "user", "content": content}), MODEL
-        )
+        encode(TEMPLATE, {"role": "user", "content": content})
         for content in ("a\nb", "a\r\nb", "a\rb")
     ]
     assert ids[0] == ids[1] == ids[2]
@@ -110,10 +111,7 @@ def test_fields_of_a_message_keep_their_order() -> None:
     template = "{{ messages[0] | tojson }}"
     message = {"name": "Ann", "content": "hi", "role": "user", "tool_calls": None}
     expected = '{"name": "Ann", "content": "hi", "role": "user"}'
-    assert (
-        chat_template.encode_chat(template, parse_messages(message), MODEL)
-        == MODEL.tokenizer.encode(expected).tolist()
-    )
+    assert encode(template, message) == TOKENIZER.encode(expected).tolist()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_fields_of_a_message_keep_their_order() -> None:
 )
 def test_hostile_or_invalid_template_raises_an_error(template: str) -> None:
     with pytest.raises(UserError, match=r"failed to render|is not usable"):
-        chat_template.encode_chat(template, parse_messages({"role": "user", "content": "a"}), MODEL)
+        encode(template, {"role": "user", "content": "a"})
 
 
 def test_missing_or_unreadable_template(tmp_path: Path) -> None:
