@@ -13,8 +13,8 @@ from mlxgpt.utils.errors import UserError
 
 HELP = "talk with a model that has a chat template"
 DESCRIPTION = (
-    "Talk with a model that has a chat template. It sees the whole conversation, or as much of its "
-    "end as fits into its context.\n\n"
+    "Talk with a model that has a chat template. It sees the whole conversation, or\n"
+    "as much of its end as fits into its context.\n\n"
     "examples:\n"
     "  mlxgpt chat\n"
     '  mlxgpt chat mine --system "You are a pirate." --temperature 0.7'
