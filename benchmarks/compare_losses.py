@@ -1,6 +1,6 @@
 """Compare the loss of other projects' small trainers with mlxgpt's recipes, on the same tokens.
 
-    python benchmarks/compare_losses.py DATA mlxgpt --config racing --steps 2438
+    python benchmarks/compare_losses.py DATA mlxgpt --config tier2-racing --steps 2438
     python benchmarks/compare_losses.py DATA nanochat --code DIR --rates 8 --minutes 5
     python benchmarks/compare_losses.py
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,23 @@ from mlxgpt.config import Config, override_config
 from mlxgpt.config.resolve import resolve_config
 from mlxgpt.data.dataset import Dataset, open_dataset
 from mlxgpt.data.tokenizers.base import byte_lengths
+from mlxgpt.utils.errors import UserError
 
 TIMED_STEPS = 20  # after as many untimed ones: how long a step takes, for --minutes
 LEADING_COLUMNS = ("trainer", "shape", "rates", "seed")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train one model and record it, or print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Train one model and record it, or print the table. Returns the exit code."""
+    try:
+        _run(argv)
+    except UserError as error:
+        print(f"compare_losses: {error.problem}\n  → {error.remedy}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA")
     parser.add_argument("trainer", nargs="?", choices=["mlxgpt", *PROJECTS])
@@ -68,7 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     for reason in execution.slow_reasons():
         print(reason)
     dataset = open_dataset(args.data)
-    layers, width = map(int, args.shape.split("x"))
+    try:
+        layers, width = map(int, args.shape.split("x"))
+    except ValueError as error:
+        problem = f"--shape {args.shape} is not a valid shape"
+        raise UserError(problem, "use, for example, --shape 2x128.") from error
     _, config = resolve_config(None, args.config)
     config = override_config(
         config,
@@ -79,10 +94,20 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
 
-    def make_trainer() -> Trainer:
+    def make_trainer(config: Config) -> Trainer:
         if args.trainer == "mlxgpt":
             return MlxgptTrainer(config)
-        return PROJECTS[args.trainer](args.code, config, args.rates)
+        if not args.code or not args.code.is_dir():
+            raise UserError(
+                f"{args.code} is not a folder", f"pass a checkout of {args.trainer}: --code DIR."
+            )
+        try:
+            return PROJECTS[args.trainer](args.code, config, args.rates)
+        except (ImportError, OSError) as error:
+            raise UserError(
+                f"cannot load {args.trainer} from {args.code}: {error}",
+                "check the folder, and install what the project needs.",
+            ) from error
 
     result = key | _train_and_evaluate(make_trainer, config, dataset, args.minutes)
     with args.results.open("a", encoding="utf-8") as file:
@@ -91,7 +116,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train_and_evaluate(
-    make_trainer: Callable[[], Trainer], config: Config, dataset: Dataset, minutes: float | None
+    make_trainer: Callable[[Config], Trainer],
+    config: Config,
+    dataset: Dataset,
+    minutes: float | None,
 ) -> dict[str, Any]:
     """Train, and return what the table shows. The time is that of the steps."""
 
@@ -104,14 +132,15 @@ def _train_and_evaluate(
             trainer.step(step, inputs[0], targets[0])
         return time.perf_counter() - start
 
-    trainer = make_trainer()
     if minutes:
+        trainer = make_trainer(config)
         take_steps(trainer, 0, TIMED_STEPS)
         seconds = take_steps(trainer, TIMED_STEPS, 2 * TIMED_STEPS)
-        trainer = make_trainer()
-        trainer.steps = round(minutes * 60 / seconds * TIMED_STEPS)
-    seconds = take_steps(trainer, 0, trainer.steps)
-    tokens = trainer.steps * config.tokens_per_step
+        steps = max(1, round(minutes * 60 / seconds * TIMED_STEPS))
+        config = override_config(config, {"max_steps": steps})
+    trainer, steps = make_trainer(config), config.train.max_steps
+    seconds = take_steps(trainer, 0, steps)
+    tokens = steps * config.tokens_per_step
     return {
         "parameters": trainer.parameters,
         "tokens": tokens,
@@ -172,4 +201,4 @@ def _plot_results(results: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,26 +15,24 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxgpt.config import Config, override_config
+from mlxgpt.config import Config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.stats import count_parameters, flops_per_token
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils.errors import UserError
 
 
 class Trainer(Protocol):
-    """A model with its optimizer and its schedule over a number of steps, which may be changed
-    before training, once it is known how many fit.
+    """A model with its optimizer and its schedule over the config's `max_steps`.
 
     Attributes:
-        steps: number of steps that the schedule is for.
         parameters: number of parameters.
         flops: training FLOPs per token: 6 per parameter of a matrix product, plus attention.
     """
 
-    steps: int
     parameters: int
     flops: int
 
@@ -49,20 +47,13 @@ class MlxgptTrainer:
     """mlxgpt's own step, without what a run adds: records, checkpoints, checks."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
-        self.steps = config.train.max_steps
         self.parameters = count_parameters(config.model)
         self.flops = flops_per_token(config.model)
         self._model = GPT(config.model, seed=config.train.seed)
         self._step = TrainStep(self._model, config)
-        self._schedule_steps, self._schedule = 0, learning_rate_schedule(config)
+        self._schedule = learning_rate_schedule(config)
 
     def step(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
-        if self._schedule_steps != self.steps:
-            self._schedule_steps = self.steps
-            self._schedule = learning_rate_schedule(
-                override_config(self._config, {"max_steps": self.steps})
-            )
         arrays = mx.array(inputs[None]), mx.array(targets[None])
         mx.eval(self._step(*arrays, self._schedule(step), mx.random.key(0)), self._step.state)
 
@@ -81,7 +72,7 @@ class Nanochat:
     # Of scripts/base_train.py.
     EMBEDDING_RATE, HEAD_RATE, MATRIX_RATE, SCALAR_RATE = 0.3, 0.008, 0.02, 0.5
     WEIGHT_DECAY, WARMUP, WARMDOWN, FINAL = 0.28, 40, 0.65, 0.05
-    REFERENCE_BATCH, TOKENS_PER_PARAMETER, REFERENCE_DEPTH = 2**19, 12, 12
+    REFERENCE_BATCH, REFERENCE_DEPTH = 2**19, 12
 
     def __init__(self, code: Path, config: Config, rates: float) -> None:
         sys.path.insert(0, str(code))
@@ -124,13 +115,13 @@ class Nanochat:
             scalar_lr=self.SCALAR_RATE * scale,
             weight_decay=self._weight_decay,
         )
-        self.steps = config.train.max_steps
+        self._steps = config.train.max_steps
         self.parameters = self._model.num_scaling_params()["total"]
         self.flops = self._model.estimate_flops()
 
     def step(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
-        warmdown = round(self.WARMDOWN * self.steps)
-        start = self.steps - warmdown
+        warmdown = round(self.WARMDOWN * self._steps)
+        start = self._steps - warmdown
         cooled = (step - start) / warmdown
         if step < self.WARMUP:
             rate = (step + 1) / self.WARMUP
@@ -144,7 +135,7 @@ class Nanochat:
             group["lr"] = group["initial_lr"] * rate
             if group["kind"] == "muon":
                 group["momentum"] = momentum
-                decay = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                decay = 0.5 * (1 + math.cos(math.pi * step / self._steps))
                 group["weight_decay"] = self._weight_decay * decay
         ids = self._torch.from_numpy
         loss = self._model(ids(inputs).long(), ids(targets).long())
@@ -193,7 +184,7 @@ class AutoresearchMlx:
             inputs=self._model.state,
             outputs=self._model.state,
         )
-        self.steps = config.train.max_steps
+        self._steps = config.train.max_steps
         parameters = flatten_params(self._model.parameters())
         self.parameters = sum(p.size for p in parameters.values())
         matrices = sum(
@@ -205,7 +196,7 @@ class AutoresearchMlx:
 
     def step(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
         _, gradients = self._value_and_grad(mx.array(inputs), mx.array(targets))
-        self._optimizer.set_lr_multiplier(self._project["get_lr_multiplier"](step / self.steps))
+        self._optimizer.set_lr_multiplier(self._project["get_lr_multiplier"](step / self._steps))
         self._optimizer.update(self._model, gradients)
         mx.eval(self._model.parameters(), *self._optimizer.state)
 
@@ -218,7 +209,7 @@ class ParameterGolf:
     head is the token embedding; as many key and value heads as queries.
     """
 
-    WARMDOWN = 0.6  # share of the steps; 1,200 of 20,000 at its own length was worse on 488 steps
+    WARMDOWN = 0.6  # share of the steps, chosen here; its own is 1,200 of 20,000 steps
 
     def __init__(self, code: Path, config: Config, rates: float) -> None:
         project = _load_source(
@@ -251,7 +242,7 @@ class ParameterGolf:
             inputs=self._model.state,
             outputs=self._model.state,
         )
-        self.steps = config.train.max_steps
+        self._steps = config.train.max_steps
         parameters = flatten_params(self._model.parameters())
         self.parameters = sum(p.size for p in parameters.values())
         matrices = sum(p.size for name, p in parameters.items() if name.endswith("weight"))
@@ -259,7 +250,7 @@ class ParameterGolf:
 
     def step(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
         _, gradients = self._value_and_grad(mx.array(inputs), mx.array(targets))
-        rate = min(1.0, (self.steps - step) / (self.WARMDOWN * self.steps))
+        rate = min(1.0, (self._steps - step) / (self.WARMDOWN * self._steps))
         self._optimizer.step(self._model, gradients, step=step, lr_mul=rate)
         mx.eval(self._model.state)
 
@@ -284,14 +275,14 @@ def _load_source(path: Path, *, before: str, modules: dict[str, tuple[str, ...]]
     """
     source, marker, _ = path.read_text(encoding="utf-8").partition(before)
     if not marker:
-        raise SystemExit(
-            f"{path} has no line {before.strip()!r}: another version than this expects"
+        raise UserError(
+            f"{path} has no line {before.strip()!r}", "use the version that was current in 2026-11."
         )
     for name, attributes in modules.items():
         stand_in = types.ModuleType(name)
         vars(stand_in).update(dict.fromkeys(attributes))
         sys.modules[name] = stand_in
-    script = types.ModuleType("anchor_script")
+    script = types.ModuleType("other_project")
     sys.modules[script.__name__] = script  # dataclasses look their module up
     exec(compile(source, str(path), "exec"), vars(script))
     return vars(script)

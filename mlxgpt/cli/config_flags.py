@@ -136,7 +136,7 @@ def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> No
         "--recipe",
         metavar="|".join(toml.RECIPES),
         help="of the tier: classic, as GPT-2 was trained; modern, with a lower loss; racing, with "
-        "the lowest, but only mlxgpt can run the model (default: classic)",
+        "the lowest on stories, but only mlxgpt can run the model (default: classic)",
     )
     base.add_argument(
         "--config",
@@ -162,6 +162,17 @@ def add_run_flags(
             metavar="WHICH",
             help="best, newest, or a step number (default: best)",
         )
+
+
+def add_quantize_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--quantize`, of `load`."""
+    parser.add_argument(
+        "--quantize",
+        type=int,
+        metavar="BITS",
+        help="16, 8 or 4 bits per weight: faster, and the loss in quality is reported "
+        "(default: 32)",
+    )
 
 
 def add_folder_flags(

@@ -1,5 +1,5 @@
-"""`mlxgpt generate --interactive` and `mlxgpt chat`: a prompt line with history and editing, texts
-streamed.
+"""`mlxgpt generate --interactive`, and the base of `mlxgpt chat`: a prompt line with history and
+editing, texts streamed.
 
 A line that begins with a slash is a command, any other line is a prompt. Ctrl-C stops the current
 text, not the program. Also works in a dumb terminal and with stdin from a file.
@@ -20,8 +20,6 @@ from mlxgpt.cli.console import deduplicate_logs
 from mlxgpt.config import SamplingParams
 from mlxgpt.config.fields import iter_fields
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.inference.chat_template import load_chat_template
-from mlxgpt.inference.conversation import Conversation
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
 
@@ -174,67 +172,6 @@ class GenerateRepl(Repl):
         result = stream.result
         rate = f"{result.tokens_per_second:,.0f} tok/s"
         self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
-
-
-class ChatRepl(Repl):
-    """Replies to messages, with the run's chat template and the conversation so far.
-
-    Args:
-        system: content of the system message; empty: none.
-        options: of `Repl`.
-    """
-
-    greeting = "type a message"
-    help_lines = (
-        "Type a message. Ctrl-C stops the reply.\n"
-        "/again             another reply to the last message\n"
-        "/clear             begin a new conversation"
-    )
-
-    def __init__(self, *args: Any, system: str = "", **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._system = system
-        self._set_model(self._model)
-        self._commands["clear"] = lambda _: self._conversation.clear()
-
-    def _set_model(self, model: LoadedModel) -> None:
-        """Use a model, and begin a new conversation."""
-        block_size = model.run.config.model.block_size
-        max_reply = min(config.parse_sampling_params(self._sampling).max_tokens, block_size // 2)
-        self._conversation = Conversation(
-            load_chat_template(model.run),
-            model.tokenizer,
-            max_tokens=block_size - max_reply,
-            system=self._system,
-        )
-        super()._set_model(model)
-
-    def _answer(self, line: str) -> None:
-        self._reply(line, self._sampling)
-
-    def _repeat(self) -> None:
-        message = self._conversation.pop_exchange()
-        if message is None:
-            raise UserError("there is no message yet", "type one.")
-        self._reply(message, self._sampling | {"seed": None})
-
-    def _reply(self, message: str, sampling: dict[str, Any]) -> None:
-        self._conversation.add_message("user", message)
-        reply = ""
-        try:
-            ids, num_dropped = self._conversation.encode()
-            if num_dropped:
-                self._print_line(f"context full: forgot the oldest {num_dropped} messages")
-            for output in self._model.iter_tokens(ids or "", **sampling):
-                self._write_text(output.text)
-                reply += output.text
-        except UserError:
-            self._conversation.pop_exchange()
-            raise
-        finally:
-            if reply:  # also the part before Ctrl-C
-                self._conversation.add_message("assistant", reply)
-        self._write_text("\n")
 
 
 def run_repl(

@@ -11,17 +11,14 @@ class Conversation:
 
     Args:
         template: Jinja chat template.
-        max_tokens: largest number of tokens to encode to.
         system: content of the system message, which is never dropped; empty: none.
 
     Attributes:
         messages: with the keys `role` and `content`.
     """
 
-    def __init__(
-        self, template: str, tokenizer: Tokenizer, *, max_tokens: int, system: str = ""
-    ) -> None:
-        self._template, self._tokenizer, self._max_tokens = template, tokenizer, max_tokens
+    def __init__(self, template: str, tokenizer: Tokenizer, system: str = "") -> None:
+        self._template, self._tokenizer = template, tokenizer
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._system)
 
@@ -41,12 +38,13 @@ class Conversation:
                 return message["content"]
         return None
 
-    def encode(self) -> tuple[list[int], int]:
-        """Encode the messages up to the start of the assistant's reply.
+    def encode(self, max_tokens: int) -> tuple[list[int], int]:
+        """Encode the messages up to the start of the assistant's reply. Drops whole exchanges, from
+        the oldest on, until at most `max_tokens` ids are left; the last user message is kept, even
+        if it alone is too long.
 
         Returns:
-            the ids, and how many messages were dropped so that they fit: whole exchanges, from the
-            oldest on. The last user message is kept, even if it alone is too long.
+            the ids, and how many messages were dropped
 
         Raises:
             UserError: if the template fails, or the tokenizer cannot encode a message.
@@ -56,7 +54,7 @@ class Conversation:
             ids = encode_chat(self._template, self.messages, self._tokenizer)
             start = len(self._system)
             users = [n for n, m in enumerate(self.messages) if m["role"] == "user" and n > start]
-            if len(ids) <= self._max_tokens or not users:
+            if len(ids) <= max_tokens or not users:
                 return ids, num_dropped
             del self.messages[start : users[0]]
             num_dropped += users[0] - start

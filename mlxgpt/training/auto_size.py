@@ -3,8 +3,8 @@
 A model too large for the time sees too few tokens, one too small lacks capacity, and in between the
 loss is nearly flat. So one rule is enough: of the sizes timed on this machine, take the largest
 that still sees `TOKENS_PER_PARAMETER` tokens per parameter. Half as many are enough beyond
-`MAX_EFFECTIVE_EPOCHS`, where repeated data helps less than a larger model. Measured in
-benchmarks/notes/modern.md.
+`MAX_EFFECTIVE_EPOCHS`, where repeated data helps less than a larger model. Measured with the
+modern recipe in benchmarks/notes/modern.md; racing uses the same rule.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import pytest
 from baselines import trainers
 
 from mlxgpt import api
-from mlxgpt.config import toml
+from mlxgpt.config import Config, toml
+from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import Capture
 
 SETTINGS: dict[str, Any] = {"n_layer": 1, "n_embd": 64, "n_head": 1, "block_size": 256}
@@ -57,10 +58,11 @@ def test_a_time_limit_sets_the_steps_and_the_schedule(home: Path, data: Path) ->
     made = []
 
     class FakeTrainer:
-        steps, parameters, flops = 4, 10, 100
+        parameters, flops = 10, 100
 
-        def __init__(self) -> None:
+        def __init__(self, config: Config) -> None:
             made.append(self)
+            self.max_steps = config.train.max_steps
             self.taken: list[int] = []
 
         def step(self, step: int, inputs: Any, targets: Any) -> None:
@@ -73,8 +75,8 @@ def test_a_time_limit_sets_the_steps_and_the_schedule(home: Path, data: Path) ->
     result = compare_losses._train_and_evaluate(FakeTrainer, config, dataset, minutes=1e-4)
     timed, trained = made
     assert timed.taken == list(range(2 * compare_losses.TIMED_STEPS))
-    assert trained.taken == list(range(trained.steps))
-    assert result["tokens"] == trained.steps * config.tokens_per_step
+    assert trained.taken == list(range(trained.max_steps))
+    assert result["tokens"] == trained.max_steps * config.tokens_per_step
     assert result["bits_per_byte"] == 0
 
 
@@ -85,5 +87,24 @@ def test_a_script_is_executed_up_to_a_line(tmp_path: Path) -> None:
         script, before="\nSTART = 1", modules={"unknown_data": ("Loader",)}
     )
     assert (names["RATE"], names["Loader"]) == (2, None)
-    with pytest.raises(SystemExit, match="another version"):
+    with pytest.raises(UserError, match="has no line 'OTHER = 1'"):
         trainers._load_source(script, before="\nOTHER = 1", modules={})
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["mlxgpt", "--shape", "wide"], "--shape wide is not a valid shape"),
+        (["mlxgpt", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["nanochat"], "None is not a folder"),
+        (["parameter-golf", "--code", "."], "cannot load parameter-golf"),
+    ],
+)
+def test_invalid_arguments_are_two_lines(
+    data: Path, capsys: Capture, args: list[str], problem: str
+) -> None:
+    assert compare_losses.main([str(data), *args]) == 2
+    error = capsys.readouterr().err
+    assert problem in error
+    assert error.count("\n") == 2
+    assert compare_losses.main([str(data / "missing"), "mlxgpt"]) == 2

@@ -11,14 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlxgpt.cli.repl import REPL_SETTINGS, ChatRepl, GenerateRepl, Repl
+from mlxgpt.cli.chat_repl import ChatRepl
+from mlxgpt.cli.repl import REPL_SETTINGS, GenerateRepl, Repl
 from mlxgpt.inference import generate
 from mlxgpt.inference.decode import BatchDecoder
-from mlxgpt.loaded_model import load
+from mlxgpt.loaded_model import LoadedModel, load
+from mlxgpt.utils.errors import UserError
 
 
 class ScriptedUser:
@@ -224,48 +228,120 @@ def chat_run(place: Path) -> Path:
     return folder
 
 
-def reply_to(prompt: str, **sampling: object) -> str:
-    return load("done").generate(prompt, **sampling).texts[0].removeprefix(prompt)
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """The prompt and the seed of each reply; the context has room for 8 characters."""
+    assert load("done").run.config.model.block_size == 8
+    iter_tokens, calls = LoadedModel.iter_tokens, list[tuple[str, Any]]()
+
+    def record(model: LoadedModel, ids: Any, **sampling: Any) -> Iterator[Any]:
+        calls.append((model.tokenizer.decode(ids), sampling.get("seed")))
+        return iter_tokens(model, ids, **sampling)
+
+    monkeypatch.setattr(LoadedModel, "iter_tokens", record)
+    return calls
 
 
-def test_a_chat_sees_the_conversation_so_far(chat_run: Path) -> None:
-    user = ScriptedUser("to", "or", "/clear", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
-    first = reply_to("to\n", seed=1, max_tokens=3)
-    second = reply_to(f"to\n{first}\nor\n", seed=1, max_tokens=3)
-    assert user.output == "\n".join([first, second, first, "", ""])
+def chat(*lines: str | BaseException, max_tokens: int = 1, **options: Any) -> ScriptedUser:
+    """Chat with seed 1; replies have a single character."""
+    repl = partial(ChatRepl, **options)
+    return ScriptedUser(*lines).run_repl(repl, seed=1, max_tokens=max_tokens)
 
 
-def test_a_system_message_comes_first_and_stays(chat_run: Path) -> None:
-    repl = partial(ChatRepl, system="be")
-    user = ScriptedUser("to", "/clear", "to").run_repl(repl, seed=1, max_tokens=3)
-    assert user.output == 2 * (reply_to("be\nto\n", seed=1, max_tokens=3) + "\n") + "\n"
+def test_a_chat_sees_the_conversation_so_far(chat_run: Path, calls: list[tuple[str, Any]]) -> None:
+    user = chat("o", "r", "/clear", "t")
+    first = user.output[0]
+    assert calls == [("o\n", 1), (f"o\n{first}\nr\n", 1), ("t\n", 1)]
+    text = load("done").generate("o\n", seed=1, max_tokens=1).texts[0]
+    assert text == f"o\n{first}"
+    assert user.output[1] == "\n"
 
 
-def test_another_reply_replaces_the_last_one(chat_run: Path) -> None:
-    user = ScriptedUser("/again", "to", "/again", "/seed 1", "or").run_repl(
-        ChatRepl, seed=1, max_tokens=9
-    )
+def test_a_system_message_comes_first_and_stays(
+    chat_run: Path, calls: list[tuple[str, Any]]
+) -> None:
+    user = chat("o", "/clear", "r", "/run done", "t", system="b")
+    assert [prompt for prompt, _ in calls] == ["b\no\n", "b\nr\n", "b\nt\n"]
+    assert not any("forgot" in message for message in user.messages)
+
+
+def test_another_reply_replaces_the_last_one(chat_run: Path, calls: list[tuple[str, Any]]) -> None:
+    user = chat("/again", "o", "/again", "r")
     assert "there is no message yet" in user.messages[1]
-    first, second, third = user.output.rstrip("\n").split("\n")[:3]
-    assert first == reply_to("to\n", seed=1, max_tokens=9)
-    assert second != first
-    assert third == reply_to(f"to\n{second}\nor\n", seed=1, max_tokens=9)
+    second = user.output[2]
+    assert calls == [("o\n", 1), ("o\n", None), (f"o\n{second}\nr\n", 1)]
 
 
-def test_a_message_that_cannot_be_encoded_is_not_kept(chat_run: Path) -> None:
-    user = ScriptedUser("~", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
+def test_a_message_that_cannot_be_encoded_is_not_kept(
+    chat_run: Path, calls: list[tuple[str, Any]]
+) -> None:
+    user = chat("~", "o")
     assert "does not know these characters" in user.messages[1]
-    assert user.output == reply_to("to\n", seed=1, max_tokens=3) + "\n\n"
+    assert calls == [("o\n", 1)]
 
 
-def test_the_oldest_exchanges_are_forgotten(chat_run: Path) -> None:
-    user = ScriptedUser(*["not to"] * 9).run_repl(ChatRepl, seed=1, max_tokens=3)
-    assert any("forgot the oldest 2 messages" in message for message in user.messages)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("broken", "mend it.")])
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_an_interrupted_reply_leaves_whole_exchanges(
+    chat_run: Path,
+    calls: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    tokens: int,
+) -> None:
+    """Templates may refuse two messages in a row from the same side."""
+    iter_tokens = LoadedModel.iter_tokens
+
+    def fail_after_tokens(model: LoadedModel, ids: Any, **sampling: Any) -> Iterator[Any]:
+        yield from islice(iter_tokens(model, ids, **sampling), tokens)
+        raise error
+
+    monkeypatch.setattr(LoadedModel, "iter_tokens", fail_after_tokens)
+    user = chat("o", "r", max_tokens=2)
+    assert [prompt for prompt, _ in calls] == [
+        "o\n", f"o\n{user.output[0]}\nr\n" if tokens else "r\n"
+    ]  # fmt: skip
 
 
-def test_a_run_without_a_chat_template_cannot_chat(chat_run: Path) -> None:
-    shutil.copytree(chat_run, chat_run.with_name("plain"))
-    (chat_run.with_name("plain") / "chat_template.jinja").unlink()
-    user = ScriptedUser("/run plain", "to").run_repl(ChatRepl, seed=1, max_tokens=3)
+def test_an_empty_reply_is_part_of_the_conversation(
+    chat_run: Path, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iter_tokens = LoadedModel.iter_tokens
+    monkeypatch.setattr(
+        LoadedModel,
+        "iter_tokens",
+        lambda *args, **options: islice(iter_tokens(*args, **options), 0),
+    )
+    chat("o", "r")
+    assert [prompt for prompt, _ in calls] == ["o\n", "o\n\nr\n"]
+
+
+def test_the_oldest_exchanges_are_forgotten(chat_run: Path, calls: list[tuple[str, Any]]) -> None:
+    """Two messages and a reply are 6 characters, which fit into 7 of 8; three messages do not."""
+    user = chat("o", "r", "t")
+    second = user.output[2]
+    assert [prompt for prompt, _ in calls][2] == f"r\n{second}\nt\n"
+    assert [message for message in user.messages if "forgot" in message] == [
+        "context full: forgot the oldest 2 messages"
+    ]
+
+
+def test_the_reply_length_sets_the_room_for_messages(
+    chat_run: Path, calls: list[tuple[str, Any]]
+) -> None:
+    """At most half of the context is kept free for the reply."""
+    cases = [("o", 1, 6), ("o", 8, 2), ("", 8, 4)]  # the message, max_tokens, length of the prompt
+    for message, max_tokens, length in cases:
+        chat(message, f"/max-tokens {max_tokens}", message)
+        assert len(calls[-1][0]) == length
+
+
+def test_a_run_without_a_chat_template_cannot_chat(
+    chat_run: Path, calls: list[tuple[str, Any]]
+) -> None:
+    plain = chat_run.with_name("plain")
+    shutil.copytree(chat_run, plain)
+    (plain / "chat_template.jinja").unlink()
+    user = chat("o", "/run plain", "r")
     assert "plain has no chat template" in user.messages[1]
-    assert user.output == reply_to("to\n", seed=1, max_tokens=3) + "\n\n"
+    assert calls[-1][0] == f"o\n{user.output[0]}\nr\n", "the conversation continues"

@@ -7,7 +7,12 @@ from functools import partial
 from typing import Any
 
 from mlxgpt import config
-from mlxgpt.cli.config_flags import add_dataclass_flags, add_folder_flags, add_run_flags
+from mlxgpt.cli.config_flags import (
+    add_dataclass_flags,
+    add_folder_flags,
+    add_quantize_flag,
+    add_run_flags,
+)
 from mlxgpt.cli.output import print_stderr, write_stdout
 from mlxgpt.utils.errors import UserError
 
@@ -26,18 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system", metavar="TEXT", help="system message, before the conversation (default: none)"
     )
-    parser.add_argument(
-        "--quantize",
-        type=int,
-        metavar="BITS",
-        help="16, 8 or 4 bits per weight (default: 32)",
-    )
+    add_quantize_flag(parser)
     add_folder_flags(parser, runs=True, data=True)
     add_dataclass_flags(parser.add_argument_group("sampling"), config.SamplingParams)
 
 
 def run(args: dict[str, Any], command_line: list[str]) -> int:
-    from mlxgpt.cli.repl import ChatRepl, run_repl
+    from mlxgpt.cli.chat_repl import ChatRepl
+    from mlxgpt.cli.repl import run_repl
 
     if args.pop("json", False) or "samples" in args:
         raise UserError("chat prints one reply after the other", "omit --samples and --json.")

@@ -7,7 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from mlxgpt import config
-from mlxgpt.cli.config_flags import add_dataclass_flags, add_folder_flags, add_run_flags
+from mlxgpt.cli.config_flags import (
+    add_dataclass_flags,
+    add_folder_flags,
+    add_quantize_flag,
+    add_run_flags,
+)
 from mlxgpt.cli.output import print_json, print_stderr, write_stdout
 from mlxgpt.utils.errors import UserError
 
@@ -39,13 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read prompts in a loop, with history and settings (default: off)",
     )
-    parser.add_argument(
-        "--quantize",
-        type=int,
-        metavar="BITS",
-        help="16, 8 or 4 bits per weight: faster, and the loss in quality is reported "
-        "(default: 32)",
-    )
+    add_quantize_flag(parser)
     add_run_flags(parser, positional=False)
     add_folder_flags(parser, runs=True, data=True)
     group = parser.add_argument_group("sampling")
