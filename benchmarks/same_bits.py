@@ -96,6 +96,7 @@ class Worker:
 
         import mlx.core as mx  # isort: skip
         from mlxgpt.config import override_config
+        from mlxgpt.data.token_array import Batch
         from mlxgpt.training.step import make_train_step
 
         recipe, changes = SHAPES[name]
@@ -107,9 +108,8 @@ class Worker:
         clock = Clock()
         for n in range(STEPS_PER_ROUND):
             ids = mx.random.randint(0, model.vocab_size, shape, key=mx.random.key(n))
-            outputs = step(
-                ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n), float("inf")
-            )
+            batch = Batch(ids[..., :-1], ids[..., 1:])
+            outputs = step(batch, mx.array(1e-3), mx.random.key(n), float("inf"))
             mx.eval(outputs, step.state)
         return clock(STEPS_PER_ROUND)
 

@@ -17,6 +17,7 @@ from mlxgpt.backend.device import on_cpu
 from mlxgpt.config import SamplingParams
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data.dataset import is_prepared
+from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.normalize import encode_prompt
 from mlxgpt.data.token_array import TokenArray
 from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator
@@ -198,14 +199,14 @@ class LoadedModel:
         Raises:
             UserError: if the text has fewer than two tokens.
         """
-        return self._evaluate(encode_prompt(text, self.tokenizer))
+        ids = encode_prompt(text, self.tokenizer)
+        return self._evaluate(TokenArray(ids, self.run.config.model.vocab_size))
 
-    def _evaluate(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
-        c = self.run.config
-        text = EvalDataset(TokenArray(ids, c.model.vocab_size), self.tokenizer, self.run.bos)
-        batch_size = c.train.batch_size
+    def _evaluate(self, tokens: SplitArray, limit: int | None = None) -> Evaluation:
+        data = EvalDataset(tokens, self.tokenizer, self.run.bos)
+        batch_size = self.run.config.train.batch_size
         evaluator = Evaluator(
-            self._model, text, self._eval_step, batch_size=batch_size, limit=limit
+            self._model, data, self._eval_step, batch_size=batch_size, limit=limit
         )
         return evaluator()
 
@@ -249,15 +250,13 @@ def load(
     loaded = LoadedModel(*load_run_model(run, checkpoint, runs_dir))
     if quantize is None:
         return loaded
-    val_ids = _load_val_ids(loaded.run, resolve_folder("data", data_dir))
-    eval_before = (
-        loaded._evaluate(val_ids, QUANTIZATION_EVAL_TOKENS) if val_ids is not None else None
-    )
+    val_data = _load_val_data(loaded.run, resolve_folder("data", data_dir))
+    eval_before = loaded._evaluate(val_data, QUANTIZATION_EVAL_TOKENS) if val_data else None
     quantized.quantize_model(loaded._model, quantize)
     quantized_model = LoadedModel(loaded.run, loaded._model, loaded.step)
     cost = ""
-    if eval_before and val_ids is not None:
-        eval_after = quantized_model._evaluate(val_ids, QUANTIZATION_EVAL_TOKENS)
+    if eval_before and val_data:
+        eval_after = quantized_model._evaluate(val_data, QUANTIZATION_EVAL_TOKENS)
         cost = (
             f": validation loss {eval_before.loss:.4f} before, {eval_after.loss:.4f} after, on "
             f"{eval_after.tokens:,} tokens"
@@ -316,8 +315,8 @@ def _parse_single_sample_params(sampling: dict[str, Any]) -> SamplingParams:
     return params
 
 
-def _load_val_ids(run: Run, data_dir: Path) -> np.ndarray | None:
-    """Ids of a run's validation split, or None if its data folder is not available."""
+def _load_val_data(run: Run, data_dir: Path) -> SplitArray | None:
+    """A run's validation split, or None if its data folder is not available."""
     if not run.data_name or not is_prepared(data_dir / run.data_name):
         return None
-    return open_run_dataset(run, data_dir).val.ids
+    return open_run_dataset(run, data_dir).val

@@ -25,7 +25,7 @@ from mlxgpt.backend import device, execution
 from mlxgpt.config import DataConfig, ModelConfig, SamplingParams, config_from_tree
 from mlxgpt.data.prepare import find_or_prepare
 from mlxgpt.data.prepare_job import PrepareRequest
-from mlxgpt.data.token_array import TokenArray, dtype_for
+from mlxgpt.data.token_array import Batch, TokenArray, dtype_for
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.model.gpt import GPT
@@ -75,7 +75,7 @@ def learning(task: Task) -> Result:
     def step(batch: np.ndarray) -> None:
         ids = mx.array(batch[None])
         learning_rate, key = mx.array(next(rates)), mx.random.key(0)
-        loss, _ = train_step(ids[..., :-1], ids[..., 1:], learning_rate, key)
+        loss, _ = train_step(Batch(ids[..., :-1], ids[..., 1:]), learning_rate, key)
         mx.eval(loss, train_step.state)
 
     model = train_step.model

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxgpt.config import Config
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
@@ -54,8 +55,8 @@ class MlxgptTrainer:
         self._schedule = learning_rate_schedule(config)
 
     def step(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
-        arrays = mx.array(inputs[None]), mx.array(targets[None])
-        mx.eval(self._step(*arrays, self._schedule(step), mx.random.key(0)), self._step.state)
+        batch = Batch(mx.array(inputs[None]), mx.array(targets[None]))
+        mx.eval(self._step(batch, self._schedule(step), mx.random.key(0)), self._step.state)
 
     def losses(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.array(token_losses(self._model(mx.array(inputs)), mx.array(targets)))

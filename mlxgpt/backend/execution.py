@@ -15,6 +15,7 @@ from mlxgpt.backend import device, device_errors
 from mlxgpt.backend.cpu import blas, jit, parallel
 from mlxgpt.backend.cpu.blas import blas_status, blas_thread_count, share_blas_threads
 from mlxgpt.backend.cpu.jit import shield_from_sigint
+from mlxgpt.data.token_array import Batch
 
 __all__ = [
     "PerThreadFunction",
@@ -129,28 +130,35 @@ class PerThreadFunction(Generic[ResultT]):
             return [first, second.result()]
 
 
-def shard_batch(
-    inputs: mx.array, targets: mx.array, key: mx.array
-) -> list[tuple[mx.array, mx.array, mx.array]]:
-    """Split a batch among the threads: (inputs, targets, keys) of each thread, its parts along the
-    first axis. On a GPU, there is one thread, and the parts are the micro-batches. On a CPU, each
-    of two threads gets half of every micro-batch, in chunks, or half of the micro-batches if B is
-    odd.
+def shard_batch(batch: Batch, key: mx.array) -> list[list[tuple[Batch, mx.array]]]:
+    """Split a batch among the threads: each thread's parts, with a dropout key for each. On a GPU,
+    there is one thread, and the parts are the micro-batches. On a CPU, each of two threads gets
+    half of every micro-batch, in chunks, or half of the micro-batches if B is odd.
 
     Args:
-        inputs, targets: token ids [A, B, T] of A micro-batches.
+        batch: of shape [A, B, T]: A micro-batches.
         key: random key for dropout, split into one key per part.
     """
-    A, B, T = inputs.shape
-    threads = thread_count()
+    A, B, T = batch.inputs.shape
+    threads, chunks = thread_count(), 0
     if B % threads == 0 and threads > 1:
         chunks = chunks_per_thread(B, T)
-        inputs, targets = (
-            ids.reshape(A, threads, chunks, B // threads // chunks, T).swapaxes(0, 1).flatten(1, 2)
-            for ids in (inputs, targets)
-        )
-    else:
-        threads = threads if A % threads == 0 else 1
-        inputs, targets = (ids.reshape(threads, A // threads, B, T) for ids in (inputs, targets))
-    keys = mx.random.split(key, threads * inputs.shape[1]).reshape(threads, inputs.shape[1], -1)
-    return list(zip(inputs, targets, keys, strict=True))
+    elif A % threads:
+        threads = 1
+
+    def split(array: mx.array) -> mx.array:  # [A, B, T] -> [threads, parts, rows, T]
+        if not chunks:
+            return array.reshape(threads, A // threads, B, T)
+        array = array.reshape(A, threads, chunks, B // threads // chunks, T)
+        return array.swapaxes(0, 1).flatten(1, 2)
+
+    arrays = [None if array is None else split(array) for array in batch]
+    parts = A * chunks or A // threads
+    keys = mx.random.split(key, threads * parts).reshape(threads, parts, -1)
+    return [
+        [
+            (Batch(*(None if array is None else array[thread, n] for array in arrays)), key)
+            for n, key in enumerate(keys[thread])
+        ]
+        for thread in range(threads)
+    ]

@@ -6,7 +6,6 @@ from typing import Any
 
 from mlxgpt import config
 from mlxgpt.cli.repl import Repl
-from mlxgpt.inference.chat_template import load_chat_template
 from mlxgpt.inference.conversation import Conversation
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.utils.errors import UserError
@@ -35,7 +34,7 @@ class ChatRepl(Repl):
 
     def _set_model(self, model: LoadedModel) -> None:
         """Use a model, and begin a new conversation."""
-        template = load_chat_template(model.run)
+        template = model.run.chat_template()
         self._conversation = Conversation(template, model.tokenizer, self._system)
         super()._set_model(model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, Group
@@ -28,7 +29,10 @@ from mlxgpt.backend import device
 from mlxgpt.cli.console import WARNING_STYLE, stderr_console
 from mlxgpt.cli.loss_plot import render_loss_chart
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.example_array import ExampleArray
 from mlxgpt.data.sources import describe_origin
+from mlxgpt.data.token_array import Window
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, TrainingSummary
@@ -158,6 +162,8 @@ class TrainingDisplay(Callback):
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
         self.close()
         self.show_plan(run, dataset, estimate)
+        if isinstance(dataset.train, ExampleArray):
+            self._show_example(dataset.train.example(0), dataset.tokenizer)
         self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
@@ -165,6 +171,20 @@ class TrainingDisplay(Callback):
         count = len(self._passed_checks)  # 0 if the run was checked before
         check_line = {"self-check": f"{count} checks passed"} if count else {}
         self._print_lines({**check_line, **_describe_plan(run, dataset, estimate)})
+
+    def _show_example(self, example: Window, tokenizer: Tokenizer) -> None:
+        """Print an example with its trained tokens highlighted."""
+        is_terminal = self.console.is_terminal
+        pairs = zip(example.ids.tolist(), [False, *example.trained.tolist()], strict=True)
+        text = Text()
+        for is_trained, group in groupby(pairs, key=lambda pair: pair[1]):
+            part = tokenizer.decode([id for id, _ in group])
+            if is_trained and not is_terminal:
+                part = f"[[{part}]]"
+            text.append(part, style="reverse" if is_trained else "")
+        mark = "highlighted" if is_terminal else "in [[ ]]"
+        text.rstrip()
+        self._print_text(f"first example, trained tokens {mark}:", text)
 
     def on_log(self, record: dict[str, Any]) -> None:
         assert self.view
@@ -176,17 +196,22 @@ class TrainingDisplay(Callback):
             self.view.last_save = self._last_save
 
     def on_sample(self, step: int, text: str) -> None:
-        header, sample = Text(f"sample at step {step:,}:", style="dim"), Text(text.strip("\n"))
+        self._print_text(f"sample at step {step:,}:", Text(text.strip("\n")))
+
+    def _print_text(self, title: str, text: Text) -> None:
+        header = Text(title, style="dim")
         if self.console.is_terminal:
-            self.console.print(header, Padding(sample, (0, 0, 0, 4), expand=False), sep="\n")
+            self.console.print(header, Padding(text, (0, 0, 0, 4), expand=False), sep="\n")
         else:
-            self.console.print(header, sample, sep="\n", soft_wrap=True)
+            self.console.print(header, text, sep="\n", soft_wrap=True)
 
     def on_train_end(self, summary: TrainingSummary) -> None:
         self.close()
         status = "stopped" if summary.interrupted else "done"
         duration = format_duration(summary.seconds)
         lines = {status: f"{summary.step:,} of {summary.steps:,} steps in {duration}"}
+        if summary.out_of_patience:
+            lines["ended early"] = "the validation loss no longer improved (--patience)"
         if summary.loss is not None:
             lines["loss"] = f"{summary.loss:.4f} nats per token (training)"
         if summary.val_loss is not None:
@@ -231,6 +256,7 @@ class LiveView:
         self._console, self._start_step, self._steps = console, start_step, steps
         self._start_time = self._last_line = time.monotonic()
         self._val_loss: float | None = None
+        self._base_val_loss: float | None = None
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -245,6 +271,7 @@ class LiveView:
     def show(self, record: dict[str, Any]) -> None:
         """Show new metrics. Those of evaluations and the last step remain visible as a line."""
         self._val_loss = record.get("val_loss", self._val_loss)
+        self._base_val_loss = record.get("base_val_loss", self._base_val_loss)
         # Steps repeated after a rollback are shown once, and lines at most once a second.
         self._records = [*(r for r in self._records if r["step"] < record["step"]), record]
         if len(self._records) > MAX_CURVE_RECORDS:
@@ -285,10 +312,14 @@ class LiveView:
     def _format_metrics(self, r: dict[str, Any]) -> list[tuple[str, str]]:
         eta = self._eta(r["step"])
         skipped = [("skipped", f"{r['skipped']:,}")] if r.get("skipped") else []
+        base_loss = []
+        if self._base_val_loss is not None:
+            base_loss = [("base data's val loss", f"{self._base_val_loss:.4f}")]
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
+            *base_loss,
             ("lr", f"{r['lr']:.2e}"),
             # None if a resumed run only repeats a missed save or log line.
             ("tok/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
@@ -310,14 +341,23 @@ class LiveView:
 def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, str]:
     """Describe the plan of a run: title -> text."""
     t, model, meta = run.config.train, run.config.model, dataset.meta
-    tokens = run.config.tokens_per_step
+    tokens = run.tokens_per_step
+    examples = {}
+    if meta.has_examples:
+        cut = meta.origin["examples"]["cut"]
+        examples["examples"] = (
+            f"{meta.train.documents:,} for training, {meta.val.documents:,} for validation, "
+            f"{cut:,} of them cut to {model.block_size:,} tokens"
+        )
     return {
         "source": describe_origin(meta.origin),
+        **examples,
         "data": f"{dataset.folder}: {meta.train.tokens:,} training tokens, "
         f"{meta.val.tokens:,} validation tokens, vocabulary {meta.vocab_size:,}",
         "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
         f"{model.n_head} heads, width {model.n_embd}, block size {model.block_size:,}, {t.dtype}",
-        "plan": f"{t.max_steps:,} steps of {tokens:,} tokens, {t.max_steps * tokens:,} in total, "
+        "plan": f"{t.max_steps:,} steps of {tokens:,.0f} tokens, "
+        f"{t.max_steps * tokens:,.0f} in total, "
         f"{t.max_steps * tokens / meta.train.tokens:.1f} epochs",
         "device": f"{device.device_name()}, {device.device_type()}, "
         f"{decimal(device.total_memory_bytes())} memory",
@@ -331,7 +371,7 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
     }
 
 
-def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: int) -> str:
+def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: float) -> str:
     if not reference:
         return "unknown: no reference run with this model size on this dataset"
     is_shorter = planned_tokens < 0.9 * reference.tokens

@@ -104,6 +104,14 @@ class DataConfig:
         "data; gpt2, the pretrained GPT-2 tokenizer",
         choices=("char", "bpe", "gpt2"),
     )
+    template: bool = config_field(
+        False, "render prompts and completions that are strings with the chat template, too"
+    )
+    mask: str = config_field(
+        "all",
+        "answers of a conversation that are trained: all; last, only the last one",
+        choices=("all", "last"),
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,12 @@ class TrainConfig:
         0,
         "validation tokens per evaluation during training; 0: 15% of the tokens trained on since "
         "the last evaluation",
+        low=0,
+        affects_weights=False,
+    )
+    patience: int = config_field(
+        0,
+        "stop after this many evaluations without a lower validation loss; 0: never",
         low=0,
         affects_weights=False,
     )

@@ -20,7 +20,7 @@ from mlxgpt.convert.tokenizers import (
     VOCAB_JSON,
 )
 from mlxgpt.data import http
-from mlxgpt.storage.run import CHAT_TEMPLATE
+from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 

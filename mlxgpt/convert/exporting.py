@@ -13,12 +13,13 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.convert import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.convert.model_card import render_model_card
+from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.dataset import is_prepared
 from mlxgpt.data.tokenizers.base import end_of_text_token
 from mlxgpt.evaluation import loss
 from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
 from mlxgpt.storage.loading import load_run_model, open_run_dataset
-from mlxgpt.storage.run import CHAT_TEMPLATE, Run
+from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -178,7 +179,12 @@ def _write_files(
         gguf_name = f"{run.name}.gguf"
         display_name = run.name.encode("utf-8", "backslashreplace").decode("utf-8")
         gguf_model = gguf.GGUFModel(
-            config, parameters, run.tokenizer, display_name, run.bos is not None
+            config,
+            parameters,
+            run.tokenizer,
+            display_name,
+            add_bos_token=run.bos is not None,
+            chat_template=run.chat_template() if run.has_chat_template else None,
         )
         gguf.write_gguf(scratch / gguf_name, gguf_model, bits)
         modelfile = gguf.render_modelfile(gguf_name, end_of_text=end_of_text_token(run.tokenizer))
@@ -193,8 +199,9 @@ def _write_files(
     else:
         huggingface.write_gpt2_config(scratch, config, eos)
         huggingface.write_gpt2_parameters(scratch, config, parameters)
+    huggingface.write_generation_config(scratch, eos)
     tokenizers.write_hf_tokenizer(
         scratch, run.tokenizer, config.block_size, add_bos_token=run.bos is not None
     )
-    if files.is_file(run.folder / CHAT_TEMPLATE):
+    if run.has_chat_template:
         shutil.copyfile(run.folder / CHAT_TEMPLATE, scratch / CHAT_TEMPLATE)

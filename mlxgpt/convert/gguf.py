@@ -63,6 +63,7 @@ class GGUFModel(NamedTuple):
     tokenizer: Tokenizer
     name: str
     add_bos_token: bool
+    chat_template: str | None = None
 
 
 def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
@@ -98,6 +99,8 @@ def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
             writer.add_name(model.name)
             _add_shape(writer, config)
             _add_tokenizer(writer, vocabulary, tokenizer.end_of_text, model.add_bos_token)
+            if model.chat_template is not None:
+                writer.add_chat_template(model.chat_template)
             _write_tensors(gguf, writer, config, model.parameters, bits)
         files.fsync_path(scratch)
         scratch.replace(path)

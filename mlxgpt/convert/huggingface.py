@@ -353,6 +353,12 @@ def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extr
     write_config_json(folder, tree)
 
 
+def write_generation_config(folder: Path, eos: int | None) -> None:
+    """Write generation_config.json: the token that ends a text."""
+    text = json.dumps({"bos_token_id": eos, "eos_token_id": eos}, indent=2) + "\n"
+    files.write_atomically(folder / "generation_config.json", text)
+
+
 def write_config_json(folder: Path, tree: Mapping[str, Any]) -> None:
     """Write config.json from a dictionary."""
     files.write_atomically(folder / CONFIG_JSON, json.dumps(tree, indent=2) + "\n")

@@ -157,9 +157,7 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
             add_bos_token=imported_model.add_bos_token,
             origin=imported_model.origin,
         )
-        runs.create_run(run)
-        if imported_model.chat_template is not None:
-            files.write_atomically(folder / runs.CHAT_TEMPLATE, imported_model.chat_template)
+        runs.create_run(run, imported_model.chat_template)
         parameters = dict(imported_model.parameters)
         imported_model.parameters.clear()
         for name in parameters:  # one at a time, to avoid two copies of the model in memory

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.base import END_OF_TEXT, Tokenizer, end_of_text_token
-from mlxgpt.storage.run import CHAT_TEMPLATE
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 

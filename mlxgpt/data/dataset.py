@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mlxgpt.config import Config
 from mlxgpt.data import nanogpt
+from mlxgpt.data.example_array import ID_MASK, ExampleArray, SplitArray
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import SPLITS, DatasetMeta, SplitMeta, read_meta
 from mlxgpt.data.token_array import TokenArray, damaged_array_remedy, scan_token_file
@@ -24,12 +26,18 @@ class Dataset:
     folder: Path
     meta: DatasetMeta
     tokenizer: Tokenizer
-    train: TokenArray
-    val: TokenArray
+    train: SplitArray
+    val: SplitArray
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    def tokens_per_step(self, config: Config) -> float:
+        """Mean number of tokens per optimizer step, without padding."""
+        if isinstance(self.train, TokenArray):
+            return config.tokens_per_step
+        return config.sequences_per_step * self.train.tokens_per_row
 
 
 def is_prepared(folder: Path) -> bool:
@@ -71,8 +79,9 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
 
 def _open_array(
     path: Path, meta: DatasetMeta, split: SplitMeta, hash_cache: HashCache
-) -> TokenArray:
+) -> SplitArray:
     dtype, remedy = np.dtype(meta.dtype), f"{damaged_array_remedy(path)}."
+    id_mask = ID_MASK if meta.has_examples else None
     try:
         expected, size = split.tokens * dtype.itemsize, path.stat().st_size
         if size != expected:
@@ -80,12 +89,14 @@ def _open_array(
                 f"{path} has {size:,} bytes, but meta.json expects {expected:,}", remedy
             )
         stats = hash_cache.get_or_compute(
-            path.name, [path], lambda: scan_token_file(path, meta.dtype)
+            path.name, [path], lambda: scan_token_file(path, meta.dtype, id_mask=id_mask)
         )
         hash_matches = stats.get("sha256") == split.sha256
         if not hash_matches or not 0 <= stats.get("largest", -1) < meta.vocab_size:
             raise UserError(f"{path} does not match meta.json (checksum or token ids)", remedy)
         with files.add_filename_to_errors(path):
+            if meta.has_examples:
+                return ExampleArray(np.fromfile(path, dtype=dtype), meta.vocab_size)
             return TokenArray(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except FileNotFoundError as error:
         raise files.to_user_error(error, "read", path, remedy) from error

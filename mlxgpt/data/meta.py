@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.data.example_array import EXAMPLE_DTYPE
 from mlxgpt.data.token_array import dtype_for
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 META_FORMAT_VERSION = 1  # shared by meta.json, unfinished.json and progress.json
+EXAMPLES_FORMAT_VERSION = 2  # of a meta.json that describes examples
 SPLITS = ("train", "val")
 RENAMED_ORIGIN = ("storybook", "synthetic")  # (old, new) key in `origin`
 
@@ -44,6 +46,11 @@ class DatasetMeta:
         return files.dump_checksummed(asdict(self))
 
     @property
+    def has_examples(self) -> bool:
+        """Whether the arrays contain examples, see example_array.py."""
+        return self.format == EXAMPLES_FORMAT_VERSION
+
+    @property
     def fingerprint(self) -> str:
         """Hash of both splits and the tokenizer: equal fingerprints mean the same batches."""
         hashes = [self.train.sha256, self.val.sha256, self.tokenizer]
@@ -59,7 +66,7 @@ def read_meta(folder: Path) -> DatasetMeta:
     """
     path = folder / "meta.json"
     try:
-        tree = files.read_checksummed(path, META_FORMAT_VERSION)
+        tree = files.read_checksummed(path, EXAMPLES_FORMAT_VERSION)
         old_key, new_key = RENAMED_ORIGIN
         if old_key in tree["origin"]:
             tree["origin"][new_key] = tree["origin"].pop(old_key)
@@ -68,7 +75,8 @@ def read_meta(folder: Path) -> DatasetMeta:
         sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]
         if any(type(n) is not int or not 0 < n < 1 << 48 for n in sizes):
             raise ValueError("it has invalid sizes")
-        if meta.dtype != dtype_for(meta.vocab_size) or not isinstance(meta.origin, dict):
+        dtype = EXAMPLE_DTYPE if meta.has_examples else dtype_for(meta.vocab_size)
+        if meta.dtype != dtype or not isinstance(meta.origin, dict):
             raise ValueError("its fields are inconsistent")
         return meta
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ from mlxgpt.config import DataConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data import sources
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.data.examples import find_first_example, prepare_examples
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import read_meta
 from mlxgpt.data.normalize import normalize_unicode
@@ -101,6 +102,8 @@ def find_or_prepare(
     """
     data = request.data
     sources.check_source_args(data.source, data.val_source, request.megabytes)
+    if request.examples and request.tokenizer:
+        return open_dataset(prepare_examples(data, request.examples, request.tokenizer, data_dir))
     if len(data.source) == 1 and not data.val_source and not sources.corpus_name(data.source):
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
             if is_prepared(folder):
@@ -121,6 +124,11 @@ def find_or_prepare(
             )
         hash_cache.save()
         return open_dataset(folder, verify=request.verify)
+    if find_first_example(data):
+        raise UserError(
+            f"{', '.join(data.source)} contains prompts and answers, not text",
+            "fine-tune a model on it: mlxgpt train --init-from RUN --source FILE.",
+        )
     source = sources.open_source(data.source, data.val_source, request.megabytes, hash_cache)
     source = replace(source, origin=request.add_tokenizer_to_origin(source.origin))
     if files.exists(folder) and not files.exists(folder / META_FILENAME):

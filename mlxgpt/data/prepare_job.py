@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from mlxgpt import __version__
 from mlxgpt.config import DataConfig
+from mlxgpt.data.examples import ExampleFormat
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import META_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta, read_meta
 from mlxgpt.data.sources import Source
@@ -57,6 +58,7 @@ class PrepareRequest:
             sources.SYNTHETIC_MEGABYTES.
         tokenizer: an existing tokenizer, instead of the one set by `data` and `vocab_size`.
         verify: check the hashes of files and arrays, even if they have not changed.
+        examples: how examples are encoded; None if the source consists of text.
     """
 
     data: DataConfig
@@ -66,6 +68,7 @@ class PrepareRequest:
     megabytes: float | None = None
     tokenizer: Tokenizer | None = None
     verify: bool = False
+    examples: ExampleFormat | None = None
 
     @property
     def tokenizer_kind(self) -> str:

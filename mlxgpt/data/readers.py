@@ -8,6 +8,7 @@ byte-order marks do not become tokens.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import io
 import json
@@ -55,6 +56,19 @@ def read_documents(path: Path, column: str = DEFAULT_COLUMN) -> Iterator[Documen
         is_binary_table = table_reader in (_read_parquet, _read_arrow)
         formats.reject_unsupported_format(path, head, is_table=is_binary_table)
         yield from table_reader(path, column) if table_reader else _read_text(path)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Read the rows of a JSON or Parquet file: the location, such as "FILE, line 3", and the value
+    of each; nothing from a file with another suffix.
+
+    Raises:
+        UserError: if its content does not match its suffix.
+        OSError: if it cannot be read.
+    """
+    if reader := ROW_READERS.get(path.suffix.lower()):
+        with files.add_filename_to_errors(path):
+            yield from reader(path)
 
 
 def read_small_text(path: Path) -> str:
@@ -131,6 +145,12 @@ MAX_JSON_BYTES = 1 << 28  # 256 MiB, for one JSON value
 
 
 def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
+    for location, row in _iter_json_lines(path):
+        yield from _read_json_row(row, path, column, location)
+
+
+def _iter_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the location and the value of each line."""
     with path.open("rb") as file:
         lines = iter(functools.partial(file.readline, MAX_JSON_BYTES), b"")
         for number, line in enumerate(lines, 1):
@@ -148,21 +168,26 @@ def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
                 raise UserError(
                     f"{location} is not a JSON object", "fix or omit that line."
                 ) from error
-            yield from _read_json_row(row, path, column, location)
+            yield location, row
 
 
 def _read_json(path: Path, column: str) -> Iterator[DocumentPiece]:
-    """Read the documents of a JSON array of rows, a single row, or JSON Lines."""
+    for location, row in _iter_json(path):
+        yield from _read_json_row(row, path, column, location)
+
+
+def _iter_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the location and the value of each row of a JSON array, a single row, or JSON Lines."""
     if path.stat().st_size > MAX_JSON_BYTES:
-        yield from _read_json_lines(path, column)
+        yield from _iter_json_lines(path)
         return
     try:
         tree = files.parse_json(path.read_bytes().removeprefix(UTF8_BOM).decode())
     except ValueError:
-        yield from _read_json_lines(path, column)
+        yield from _iter_json_lines(path)
         return
     for number, row in enumerate(tree if isinstance(tree, list) else [tree], 1):
-        yield from _read_json_row(row, path, column, f"{path}, entry {number:,}")
+        yield f"{path}, entry {number:,}", row
 
 
 def _read_json_row(row: Any, path: Path, column: str, location: str) -> Iterator[DocumentPiece]:
@@ -180,15 +205,30 @@ ROWS_PER_BATCH = 1000
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
+    with _open_parquet(path) as file:
+        if column not in file.schema_arrow.names:
+            raise _missing_column_error(str(path), path, column, file.schema_arrow.names)
+        batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column])
+        yield from _read_arrays((batch.column(0) for batch in batches), path, column)
+
+
+def _iter_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the location and the value of each row."""
+    with _open_parquet(path) as file:
+        batches = file.iter_batches(batch_size=ROWS_PER_BATCH)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number:,}", row
+
+
+@contextlib.contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with path.open("rb") as raw_file, pyarrow.parquet.ParquetFile(raw_file) as file:
-            if column not in file.schema_arrow.names:
-                raise _missing_column_error(str(path), path, column, file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column])
-            yield from _read_arrays((batch.column(0) for batch in batches), path, column)
+            yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None):  # from the system: pyarrow's own errors have no errno
             raise
@@ -243,6 +283,13 @@ TABLE_READERS: dict[str, TableReader] = {
     ".feather": _read_arrow,
 }
 MAGIC_READERS: dict[bytes, TableReader] = {b"PAR1": _read_parquet, ARROW_MAGIC: _read_arrow}
+RowReader = Callable[[Path], Iterator[tuple[str, Any]]]
+ROW_READERS: dict[str, RowReader] = {
+    ".jsonl": _iter_json_lines,
+    ".ndjson": _iter_json_lines,
+    ".json": _iter_json,
+    ".parquet": _iter_parquet,
+}
 FOLDER_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # files that are read from folders
 
 

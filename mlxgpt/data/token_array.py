@@ -7,11 +7,12 @@ nanoGPT's train.bin is.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,12 +30,17 @@ READ_BLOCK_BYTES = 1 << 24  # 16 MiB per read
 
 
 def scan_token_file(
-    path: Path, dtype: str, on_block: Callable[[np.ndarray], None] = lambda ids: None
+    path: Path,
+    dtype: str,
+    on_block: Callable[[np.ndarray], None] = lambda ids: None,
+    *,
+    id_mask: int | None = None,
 ) -> dict[str, Any]:
     """Hash a token array file and find its largest id in one pass: {"sha256", "largest"}.
 
     Args:
         on_block: called with each block of ids.
+        id_mask: bits of an element that are the id; default: all.
 
     Raises:
         OSError: if it cannot be read.
@@ -45,7 +51,7 @@ def scan_token_file(
         while block := file.read(READ_BLOCK_BYTES):
             digest.update(block)
             ids = np.frombuffer(block[: len(block) // itemsize * itemsize], dtype)
-            largest = max(largest, int(ids.max(initial=0)))
+            largest = max(largest, int((ids if id_mask is None else ids & id_mask).max(initial=0)))
             on_block(ids)
     return {"sha256": digest.hexdigest(), "largest": largest}
 
@@ -53,6 +59,23 @@ def scan_token_file(
 def damaged_array_remedy(path: Path) -> str:
     """The remedy for a damaged token array of a data folder, without a final period."""
     return f"restore {path.name}; or move {path.parent} away and prepare the data again"
+
+
+class Batch(NamedTuple):
+    """A training batch: inputs and targets, int32 [A, B, T], and the weight of each target's loss,
+    float32 [A, B, T], with mean 1; None if all weights are 1.
+    """
+
+    inputs: Any
+    targets: Any
+    weights: Any = None
+
+
+class Window(NamedTuple):
+    """Consecutive tokens to evaluate on: ids [n + 1], and which of the last n count, bool [n]."""
+
+    ids: np.ndarray
+    trained: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,7 @@ class TokenArray:
 
     def get_batch(
         self, step: int, *, seed: int, batch_size: int, block_size: int, micro_batches: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Batch:
         """The training batch of a step, a pure function of the array and the arguments.
 
         Each epoch splits the array into blocks from a random offset and shuffles the blocks, so
@@ -111,7 +134,30 @@ class TokenArray:
         sequences = np.stack([ids[s : s + block_size + 1] for s in starts]).astype(np.int32)
         self._check_ids(sequences)
         shape = (micro_batches, batch_size, block_size)
-        return sequences[:, :-1].reshape(shape), sequences[:, 1:].reshape(shape)
+        return Batch(sequences[:, :-1].reshape(shape), sequences[:, 1:].reshape(shape))
+
+    def row_length(self, block_size: int) -> int:
+        """Length of a batch's rows."""
+        return block_size
+
+    def windows(self, block_size: int, bos: int | None, limit: int | None = None) -> list[Window]:
+        """Non-overlapping windows of `block_size` tokens to evaluate on; every token but the first
+        is predicted once, with `bos` the first too.
+
+        Args:
+            limit: approximate number of tokens to predict, in windows spread evenly over the array;
+                default: all.
+        """
+        ids = np.asarray(self.ids, dtype=np.int32)
+        if bos is not None:
+            ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
+        count = num_windows = math.ceil((len(ids) - 1) / block_size)
+        if limit is not None:
+            count = max(1, min(num_windows, math.ceil(limit / block_size)))
+        all_count = np.ones(block_size, dtype=bool)
+        starts = block_size * (np.arange(count) * num_windows // max(1, count))
+        windows = (ids[start : start + block_size + 1] for start in starts)
+        return [Window(window, all_count[: len(window) - 1]) for window in windows]
 
     def _check_ids(self, ids: np.ndarray) -> None:
         # MLX does not check gather bounds: too large an id would read unrelated memory.
@@ -137,10 +183,21 @@ def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
 def _block_starts(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """Start indices of the blocks of an epoch, in shuffled order."""
     n_blocks = blocks_per_epoch(n_tokens, block_size)
-    # The raw output of Philox never changes; the methods of numpy's Generator may give other
-    # numbers in other versions.
-    key = np.array([derive_seed(seed, "data"), epoch], dtype=np.uint64)
-    words = np.random.Philox(key=key).random_raw(n_blocks + 1)
+    words = _random_words(n_blocks + 1, seed, epoch)
     slack = min(block_size, n_tokens - n_blocks * block_size)
     offset = int(words[-1] % np.uint64(slack))
     return offset + block_size * np.argsort(words[:-1], kind="stable")
+
+
+@lru_cache(maxsize=2)
+def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers below `count` in the shuffled order of an epoch."""
+    return np.argsort(_random_words(count, seed, epoch), kind="stable")
+
+
+def _random_words(count: int, seed: int, epoch: int) -> np.ndarray:
+    # The raw output of Philox never changes; the methods of numpy's Generator may give other
+    # numbers in other versions.
+    key = np.array([derive_seed(seed, "data"), epoch], dtype=np.uint64)
+    words: np.ndarray = np.random.Philox(key=key).random_raw(count)
+    return words

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data import prepare as preparation
+from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.token_array import TokenArray
 from mlxgpt.evaluation import loss, sample_quality
 from mlxgpt.evaluation.hellaswag import HellaSwagResult, evaluate_hellaswag, load_examples
@@ -38,7 +39,7 @@ def evaluate(
         sources = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in sources]
         ids = preparation.encode_files(paths, opened_run.tokenizer)
-        tokens = TokenArray(ids, opened_run.config.model.vocab_size)
+        tokens: SplitArray = TokenArray(ids, opened_run.config.model.vocab_size)
     else:
         tokens = open_run_dataset(opened_run, resolve_folder("data", data_dir)).val
     return loss.evaluate_run(opened_run, model, tokens)

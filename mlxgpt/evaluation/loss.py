@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.tokenizers.base import Tokenizer, byte_lengths
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.model.gpt import GPT
@@ -50,7 +50,7 @@ class EvalDataset:
         bos: start token of the model's texts; None if they have none.
     """
 
-    tokens: TokenArray
+    tokens: SplitArray
     tokenizer: Tokenizer
     bos: int | None
 
@@ -58,9 +58,9 @@ class EvalDataset:
 class Evaluator:
     """Evaluates a model repeatedly on the same dataset.
 
-    The ids are split into non-overlapping windows of block_size tokens, the last one padded and
-    masked. Every token but the first is predicted once (with `bos` the first too). Uses no dropout
-    and no random numbers, so evaluation does not affect training.
+    The dataset provides windows of at most block_size tokens, which are padded and masked; of
+    examples, only the trained tokens count. Uses no dropout and no random numbers, so evaluation
+    does not affect training.
 
     Attributes:
         tokens: number of predicted tokens.
@@ -68,8 +68,7 @@ class Evaluator:
     Args:
         step: compiled evaluation step, see `compile_eval_step`.
         batch_size: windows per batch, over all threads.
-        limit: approximate number of tokens to predict, in a fixed set of windows spread evenly over
-            the dataset; default: all.
+        limit: approximate number of tokens to predict, in a fixed set of windows; default: all.
         group: processes that share the batches.
     """
 
@@ -84,31 +83,24 @@ class Evaluator:
         group: ProcessGroup = LOCAL_GROUP,
     ) -> None:
         self._group = group
-        ids = np.asarray(dataset.tokens.ids, dtype=np.int32)
-        if dataset.bos is not None:
-            ids = np.concatenate([np.array([dataset.bos], dtype=np.int32), ids])
-        if len(ids) < 2:
-            raise _too_short_error()
-        if ids.max() >= model.config.vocab_size:
+        largest = int(np.max(dataset.tokens.ids, initial=0))
+        if largest >= model.config.vocab_size:
             raise UserError(
-                f"the dataset has token id {ids.max()}, beyond the model's vocabulary",
+                f"the dataset has token id {largest}, beyond the model's vocabulary",
                 "use a dataset that was prepared with this run's tokenizer.",
             )
-        T = model.config.block_size
-        num_windows = math.ceil((len(ids) - 1) / T)
-        num_selected = num_windows
-        if limit is not None:
-            num_selected = max(1, min(num_windows, math.ceil(limit / T)))
-        self._ids = ids
-        self._starts = T * (np.arange(num_selected) * num_windows // num_selected)
-        targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])
+        T = dataset.tokens.row_length(model.config.block_size)
+        self._windows = dataset.tokens.windows(model.config.block_size, dataset.bos, limit)
+        if not self._windows:
+            raise _too_short_error()
+        targets = np.concatenate([window.ids[1:][window.trained] for window in self._windows])
         self.tokens = len(targets)
         self._byte_count = int(byte_lengths(dataset.tokenizer)[targets].sum())
         if not self._byte_count:
             raise _too_short_error()
         window_flops = T * flops_per_token(model.config) / 3
         max_rows = device.max_rows_per_batch(window_flops) or batch_size
-        num_rows = min(batch_size, num_selected, max_rows)
+        num_rows = min(batch_size, len(self._windows), max_rows)
         self._rows_per_thread = max(1, num_rows // execution.thread_count())
         self._block_size = T
         self._model = model
@@ -137,14 +129,13 @@ class Evaluator:
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (inputs, targets, mask), each [B, T]; the last batch is padded and masked."""
         B, T = self._rows_per_thread, self._block_size
-        for first in range(0, len(self._starts), B):
+        for first in range(0, len(self._windows), B):
             inputs, targets = np.zeros((2, B, T), dtype=np.int32)
             mask = np.zeros((B, T), dtype=np.float32)
-            for row, start in enumerate(self._starts[first : first + B]):
-                window = self._ids[start : start + T + 1]
-                size = len(window) - 1
-                inputs[row, :size], targets[row, :size] = window[:-1], window[1:]
-                mask[row, :size] = 1
+            for row, (ids, trained) in enumerate(self._windows[first : first + B]):
+                size = len(trained)
+                inputs[row, :size], targets[row, :size] = ids[:-1], ids[1:]
+                mask[row, :size] = trained
             yield inputs, targets, mask
 
 
@@ -153,8 +144,8 @@ def compile_eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
     return execution.PerThreadFunction(lambda: make_eval_step(model, dtype))
 
 
-def evaluate_run(run: Run, model: GPT, tokens: TokenArray) -> Evaluation:
-    """Compute the loss of a run's model over a token array."""
+def evaluate_run(run: Run, model: GPT, tokens: SplitArray) -> Evaluation:
+    """Compute the loss of a run's model over an array of tokens or examples."""
     t = run.config.train
     dataset = EvalDataset(tokens, run.tokenizer, run.bos)
     step = compile_eval_step(model, getattr(mx, t.dtype))

@@ -14,7 +14,7 @@ import numpy as np
 from mlxgpt.backend import execution
 from mlxgpt.config import SamplingParams
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 from mlxgpt.evaluation import text_metrics
 from mlxgpt.inference.engine import CompiledModel
@@ -154,7 +154,7 @@ NUM_WINDOWS = 20  # texts in data without end-of-text
 
 
 def _sample_held_out(
-    tokens: TokenArray, tokenizer: Tokenizer, seed: int
+    tokens: SplitArray, tokenizer: Tokenizer, seed: int
 ) -> Iterator[tuple[str, bool]]:
     """Yield (text, is_complete) of random validation documents, truncated to the maximum length of
     a sample; of consecutive windows if the tokenizer has no end-of-text.
@@ -178,7 +178,7 @@ DECODE_CHUNK_TOKENS = 1 << 18  # tokens decoded at a time
 
 
 def _decode_training_text(
-    tokens: TokenArray, tokenizer: Tokenizer, max_bytes: int | None = None
+    tokens: SplitArray, tokenizer: Tokenizer, max_bytes: int | None = None
 ) -> Iterator[str]:
     """Yield the training text in chunks that end between words, with a NUL after each document."""
     vocab_bytes = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]

@@ -52,7 +52,7 @@ class Speedup:
 
 def build_learning_curve(run: Run) -> LearningCurve:
     """Build the learning curve of a run from its metrics."""
-    tokens_per_step = run.config.tokens_per_step
+    tokens_per_step = run.tokens_per_step
     records = list(run.metrics())
     rates = [record["tokens_per_second"] for record in records]
     median_rate = statistics.median([rate for rate in rates if rate] or [math.nan])

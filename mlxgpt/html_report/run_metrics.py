@@ -51,6 +51,7 @@ class RunMetrics:
 METRIC_NAMES = (
     "loss",
     "val_loss",
+    "base_val_loss",
     "lr",
     "grad_norm",
     "tokens_per_second",
@@ -68,14 +69,14 @@ def load_run_metrics(run: Run) -> RunMetrics:
         name: np.array([_parse_number(record.get(name)) for record in records], dtype=float)
         for name in METRIC_NAMES
     }
-    new_tokens = np.diff(steps, prepend=0.0) * run.config.tokens_per_step
+    new_tokens = np.diff(steps, prepend=0.0) * run.tokens_per_step
     rates = values["tokens_per_second"]
     seconds = np.divide(new_tokens, rates, out=np.zeros_like(new_tokens), where=rates > 0)
     history = list(run.history())
     start_entry = next((line for line in history if isinstance(line.get("forecast"), dict)), {})
     return RunMetrics(
         steps=steps,
-        tokens=steps * run.config.tokens_per_step,
+        tokens=steps * run.tokens_per_step,
         minutes=np.cumsum(seconds) / 60,
         values=values,
         events=sorted([*_skipped_step_events(steps, values["skipped"]), *_history_events(history)]),

@@ -62,7 +62,7 @@ def _summary_rows(runs: Sequence[Run], metrics_by_run: dict[str, RunMetrics]) ->
                 "data": run.data_name or "imported",
                 "steps": f"{step:,} of {max_steps:,}"
                 + ("" if step >= max_steps else ", not finished"),
-                "tokens": f"{step * run.config.tokens_per_step:,}",
+                "tokens": f"{step * run.tokens_per_step:,.0f}",
                 "minutes of training": f"{metrics.minutes[-1]:,.1f}" if step else "–",
                 "best val loss": (
                     f"{best['val_loss']:.4f} nats per token, at step {best['step']:,}"
@@ -111,6 +111,11 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
             if (finite := np.isfinite(val_loss)).any():
                 label = f"{prefix}val loss"
                 series.append(Line(label, x[finite], val_loss[finite], markers=True, group=index))
+            base_loss = metrics.values["base_val_loss"]
+            if (finite := np.isfinite(base_loss)).any():
+                label = f"{prefix}val loss on the base model's data"
+                color = len(metrics_by_run) + index
+                series.append(Line(label, x[finite], base_loss[finite], markers=True, group=color))
         events = [
             (metrics.x_at_step(step, axis), event)
             for metrics in metrics_by_run.values()
@@ -128,7 +133,11 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
 def _describe_loss(metrics_by_run: dict[str, RunMetrics]) -> str:
     descriptions = []
     for name, metrics in metrics_by_run.items():
-        for key, split in (("loss", "training loss"), ("val_loss", "validation loss")):
+        for key, split in (
+            ("loss", "training loss"),
+            ("val_loss", "validation loss"),
+            ("base_val_loss", "validation loss on the base model's data"),
+        ):
             y, steps = metrics.values[key], metrics.steps
             if len(finite_indices := np.flatnonzero(np.isfinite(y))):
                 first, last = finite_indices[0], finite_indices[-1]
@@ -188,7 +197,7 @@ def _add_estimate(page: Page, run: Run, metrics: RunMetrics, level: int) -> None
         (
             "ms per step",
             1000 * estimate.get("step_seconds", np.nan),
-            1000 * run.config.tokens_per_step / speed if speed else np.nan,
+            1000 * run.tokens_per_step / speed if speed else np.nan,
             "{:,.0f}",
         ),
         (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlxgpt.data.chat_template import encode_chat
 from mlxgpt.data.tokenizers.base import Tokenizer
-from mlxgpt.inference.chat_template import encode_chat
 
 
 class Conversation:

@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mlxgpt import config
-from mlxgpt.inference import chat_template
+from mlxgpt.data.chat_template import encode_chat
 from mlxgpt.inference.generate import MAX_UTF8_BYTES
 from mlxgpt.inference.scoring import ScoredToken
 from mlxgpt.loaded_model import LoadedModel
@@ -119,17 +119,17 @@ class _OpenAIEndpoints:
         if body.model != self._name:
             return self._model_not_found()
         self._log_unknown_fields(find_unknown_fields(body))
-        template = chat_template.load_chat_template(self._models.get_run())
+        template = self._models.get_run().chat_template()
 
         if sum(len(message.content) for message in body.messages) > MAX_PROMPT_CHARS:
             raise UserError(
                 "the messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters."
             )
-        messages = [message.raw_fields | {"content": message.content} for message in body.messages]
+        messages = [message.fields for message in body.messages]
 
         def encode_messages() -> list[int]:
             model = self._models.get_model()
-            ids = chat_template.encode_chat(template, messages, model.tokenizer)
+            ids = encode_chat(template, messages, model.tokenizer)
             return ids or model.encode("").tolist()
 
         prompt_ids = await self._worker.call(encode_messages)

@@ -115,20 +115,6 @@ class SamplingRequest(RequestModel):
         return self.model_dump(include=set(SamplingRequest.model_fields), exclude_none=True)
 
 
-class UIRequest(SamplingRequest):
-    """Request of the web UI."""
-
-    text: str = _string_field("")
-    ids: TokenIds = Field([], description=f"a list of at most {MAX_IDS:,} token ids")
-    step: int | None = _integer_field(None, 0, 10**18)
-    max_tokens: int = _integer_field(200, 1, MAX_NEW_TOKENS)
-    seed: int | None = _integer_field(None, 0, (1 << 53) - 1)
-    disabled_heads: TokenIds = Field([], description="a list of head numbers")
-    layer: int = _integer_field(0, 0, 1 << 31)
-    position: int | None = _integer_field(None, 0, 1 << 31)
-    token_id: int = _integer_field(0, 0, 1 << 31)
-
-
 class StreamOptions(RequestModel):
     """OpenAI's `stream_options`."""
 
@@ -200,8 +186,30 @@ class ChatMessage(RequestModel):
     role: Literal[ROLES]  # type: ignore[valid-type]
     content: Annotated[str, BeforeValidator(_join_text_parts)]
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields, for the chat template."""
+        return self.raw_fields | {"content": self.content}
+
 
 MAX_MESSAGES = 200
+
+
+class UIRequest(SamplingRequest):
+    """Request of the web UI."""
+
+    text: str = _string_field("")
+    ids: TokenIds = Field([], description=f"a list of at most {MAX_IDS:,} token ids")
+    messages: list[ChatMessage] = Field(
+        [], max_length=MAX_MESSAGES, description=f"a list of at most {MAX_MESSAGES} messages"
+    )
+    step: int | None = _integer_field(None, 0, 10**18)
+    max_tokens: int = _integer_field(200, 1, MAX_NEW_TOKENS)
+    seed: int | None = _integer_field(None, 0, (1 << 53) - 1)
+    disabled_heads: TokenIds = Field([], description="a list of head numbers")
+    layer: int = _integer_field(0, 0, 1 << 31)
+    position: int | None = _integer_field(None, 0, 1 << 31)
+    token_id: int = _integer_field(0, 0, 1 << 31)
 
 
 class ChatCompletionRequest(GenerationRequest):

@@ -22,6 +22,7 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.html_report.page import replace_unprintable
 from mlxgpt.html_report.run_metrics import load_run_metrics
+from mlxgpt.inference.conversation import Conversation
 from mlxgpt.inference.inspect import TopTokens
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.model.stats import count_parameters
@@ -87,6 +88,7 @@ class _UIEndpoints:
                 "step": self._models.get_model().step if saved_steps else None,
                 "example_prompt": _example_prompt(run.tokenizer),
                 "imported": not run.data_name,
+                "has_chat_template": run.has_chat_template,
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
@@ -215,7 +217,13 @@ async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> Asyn
 
 
 def _encode_prompt(body: UIRequest, model: LoadedModel) -> list[int]:
-    """Token ids of the prompt, given as ids or as text."""
+    """Token ids of the prompt, given as ids, as text, or as the messages of a conversation."""
+    if body.messages:
+        conversation = Conversation(model.run.chat_template(), model.tokenizer)
+        conversation.messages = [message.fields for message in body.messages]
+        block_size = model.run.config.model.block_size
+        ids, _ = conversation.encode(block_size - min(body.max_tokens, block_size // 2))
+        return ids or model.encode("").tolist()
     return (model.check_ids(body.ids) if body.ids else model.encode(body.text)).tolist()
 
 

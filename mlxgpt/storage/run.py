@@ -29,6 +29,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import Config, toml
+from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.storage import checkpoint
@@ -40,7 +41,6 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 CONFIG_TOML, TOKENIZER_FILE, BEST_FILE = "config.toml", "tokenizer.json", "best.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 RUN_FORMAT = 3  # format 1 had no spike guard settings, format 2 no add_bos_token
 
 
@@ -53,6 +53,8 @@ class Run(RunLogs):
         add_bos_token: whether texts start with the end-of-text token: true for models trained by
             mlxgpt if they have one, false for GPT-2.
         origin: where the initial weights come from; empty: random.
+        tokens_per_row: mean number of tokens in a row of a batch, if rows are padded examples;
+            None: rows are full.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Run(RunLogs):
     data_fingerprint: str | None
     add_bos_token: bool
     origin: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_row: float | None = None
 
     @property
     def bos(self) -> int | None:
@@ -72,12 +75,42 @@ class Run(RunLogs):
         return self.folder.name
 
     @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens per optimizer step, without padding."""
+        row = self.tokens_per_row or self.config.model.block_size
+        return self.config.sequences_per_step * row
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
     @property
     def snapshots(self) -> Path:
         return self.folder / "snapshots"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the run has a chat template."""
+        return files.is_file(self.folder / CHAT_TEMPLATE)
+
+    def chat_template(self) -> str:
+        """The run's chat template.
+
+        Raises:
+            UserError: if there is none or it cannot be read.
+        """
+        path = self.folder / CHAT_TEMPLATE
+        try:
+            return files.read_small(path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.name} has no chat template: it was not trained on conversations",
+                "use mlxgpt generate, or /v1/completions.",
+            ) from error
+        except OSError as error:
+            raise files.to_user_error(error, "read", path, "restore it.") from error
+        except ValueError as error:
+            raise UserError(f"cannot read {CHAT_TEMPLATE} of {self.name}", "restore it.") from error
 
     def saved_steps(self) -> list[int]:
         """Steps with a checkpoint or a snapshot, ascending."""
@@ -262,8 +295,11 @@ def _remove_leftovers(run: Run) -> None:
         run.folder.rmdir()
 
 
-def create_run(run: Run) -> None:
+def create_run(run: Run, chat_template: str | None = None) -> None:
     """Create a run's folder.
+
+    Args:
+        chat_template: Jinja template of conversations; None without one.
 
     Raises:
         UserError: if it cannot be written.
@@ -276,6 +312,7 @@ def create_run(run: Run) -> None:
         "tokenizer": run.tokenizer.fingerprint,
         "add_bos_token": run.add_bos_token,
         "origin": dict(run.origin),
+        "tokens_per_row": run.tokens_per_row,
     }
     # Checked again, since everything in the folder is deleted below.
     if run.steps():
@@ -291,7 +328,10 @@ def create_run(run: Run) -> None:
             (CONFIG_TOML, toml.config_to_toml(run.config)),
             (TOKENIZER_FILE, run.tokenizer.to_json()),
             (RUN_FILE, files.dump_checksummed(metadata)),
+            (CHAT_TEMPLATE, chat_template),
         ):
+            if text is None:
+                continue
             (scratch / name).write_text(text, encoding="utf-8")
             files.fsync_path(scratch / name)
         files.fsync_path(scratch)
@@ -315,11 +355,14 @@ def open_run(folder: Path) -> Run:
         if data_name is not None or data_fingerprint is not None or metadata["format"] < 3:
             data_name, data_fingerprint = _check_data_name(data_name), str(data_fingerprint)
         add_bos_token, origin = metadata.get("add_bos_token", True), metadata.get("origin", {})
+        tokens_per_row = metadata.get("tokens_per_row")
+        if tokens_per_row is not None and not 0 < float(tokens_per_row) < 1e9:
+            raise ValueError(f"tokens_per_row is {tokens_per_row}")
         if type(add_bos_token) is not bool or type(origin) is not dict:
             raise ValueError("its fields are inconsistent")
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not an mlxgpt run", "list the runs: mlxgpt runs") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / RUN_FILE} is damaged: {error}", "restore it, or use another run."
         ) from error
@@ -333,7 +376,16 @@ def open_run(folder: Path) -> Run:
             "restore the run's original file.",
         )
     add_bos_token &= tokenizer.end_of_text is not None
-    return Run(folder, config, tokenizer, data_name, data_fingerprint, add_bos_token, origin)
+    return Run(
+        folder,
+        config,
+        tokenizer,
+        data_name,
+        data_fingerprint,
+        add_bos_token,
+        origin,
+        tokens_per_row,
+    )
 
 
 # Control and bidirectional characters, unsafe in a terminal.

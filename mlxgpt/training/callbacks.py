@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.example_array import ExampleArray
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
+from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.training.selfcheck import CheckResult
 
 
@@ -25,7 +27,8 @@ class TrainingSummary:
         loss: training loss at the last logged step, nats per token.
         val_loss, best_step: best validation loss, and its step.
         seconds: training time since the start or resume, including evaluations and samples.
-        interrupted: whether training stopped before its last step.
+        interrupted: whether training was stopped before its end.
+        out_of_patience: whether it ended early, since the validation loss no longer improved.
         resumed: whether an existing run was resumed (also True if it was already finished).
         try_it: command line that generates text from the run.
         warning: how the run differs from the request, if it does.
@@ -43,6 +46,7 @@ class TrainingSummary:
     resumed: bool
     try_it: str
     warning: str | None = None
+    out_of_patience: bool = False
 
     @classmethod
     def from_run(
@@ -51,7 +55,10 @@ class TrainingSummary:
         """Summary of a run after `step` steps, from its logs."""
         last_record = deque(run.metrics(), maxlen=1)
         best = run.best()
-        prompt = _make_example_prompt(dataset)
+        out_of_patience = step < run.config.train.max_steps and is_out_of_patience(run, run.config)
+        command = ["mlxgpt", "generate", "--run", str(run.folder), _make_example_prompt(dataset)]
+        if run.has_chat_template:
+            command = ["mlxgpt", "chat", str(run.folder)]
         return cls(
             run=run.folder,
             data=dataset.folder,
@@ -61,26 +68,35 @@ class TrainingSummary:
             val_loss=best["val_loss"] if best else None,
             best_step=best["step"] if best else None,
             seconds=seconds,
-            interrupted=step < run.config.train.max_steps,
+            interrupted=step < run.config.train.max_steps and not out_of_patience,
             resumed=resumed,
-            try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), prompt]),
+            try_it=shlex.join(command),
+            out_of_patience=out_of_patience,
         )
 
     @classmethod
     def for_non_main_rank(cls, run: Path, data: Path, step: int, steps: int) -> TrainingSummary:
         """Summary on a non-main rank, which has no losses."""
-        no_losses = dict.fromkeys(("loss", "val_loss", "best_step"))
-        interrupted = step < steps
         return cls(
-            run, data, step, steps, **no_losses, seconds=0.0, interrupted=interrupted,
-            resumed=False, try_it="",
-        )  # fmt: skip
+            run=run,
+            data=data,
+            step=step,
+            steps=steps,
+            loss=None,
+            val_loss=None,
+            best_step=None,
+            seconds=0.0,
+            interrupted=step < steps,
+            resumed=False,
+            try_it="",
+        )
 
 
 def _make_example_prompt(dataset: Dataset) -> str:
-    """An example prompt: the start of the training data."""
-    ids = [int(i) for i in dataset.train.ids[:40]]
-    line = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    """An example prompt: the start of the training data, without its end-of-text token."""
+    train = dataset.train
+    ids = train.prompt(0)[1:] if isinstance(train, ExampleArray) else train.ids
+    line = dataset.tokenizer.decode(map(int, ids[:40])).strip().partition("\n")[0]
     return line if len(line) <= 30 else line[:30].rpartition(" ")[0] or line[:30]
 
 

@@ -193,7 +193,7 @@ def _time_step_and_eval_token(
     # The first call includes compilation.
     first_seconds = _time_calls(make_step_runner(micro_batches), 1)
     if step_seconds:
-        return step_seconds, step_seconds / config.tokens_per_step / 3  # forward only
+        return step_seconds, step_seconds / dataset.tokens_per_step(config) / 3  # forward only
     step_seconds = first_seconds * accumulation_steps / micro_batches
     if first_seconds < SLOW_CALL_SECONDS:
         step_seconds = _time_per_call(make_step_runner(micro_batches))

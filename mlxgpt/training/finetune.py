@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt.config import Config, validate_config
+from mlxgpt.config import Config, override_config, validate_config
+from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.examples import ExampleFormat, find_first_example, uses_template
 from mlxgpt.data.tokenizers.base import Tokenizer
-from mlxgpt.model.parameters import flatten_params
+from mlxgpt.data.tokenizers.char import CharTokenizer
+from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
+from mlxgpt.evaluation.loss import EvalDataset
+from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.loading import load_model
+from mlxgpt.storage.loading import load_model, open_run_dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -48,11 +55,25 @@ class InitWeights:
         parameters: by dotted name.
         tokenizer: tokenizer of the other run; the data must use the same one.
         origin: run name, step and SHA-256 of the weights; part of the new run's identity.
+        chat_template: chat template of the new run; None without one.
+        examples: how the data's examples are encoded; None if it consists of text.
+        parent: the other run.
     """
 
     parameters: dict[str, mx.array]
     tokenizer: Tokenizer
     origin: Mapping[str, Any]
+    chat_template: str | None
+    examples: ExampleFormat | None
+    parent: Run
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the new run's texts start with an end-of-text token. Conversations start as the
+        chat template does.
+        """
+        is_chat = self.examples is not None and self.examples.template is not None
+        return self.tokenizer.end_of_text is not None and not is_chat
 
 
 def load_init_weights(
@@ -98,4 +119,73 @@ def load_init_weights(
     folder = checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step)
     sha256 = files.sha256_file(folder / checkpoint.MODEL_FILE)
     origin = {"run": run.name, "step": saved_checkpoint.step, "sha256": sha256}
-    return config, InitWeights(parameters, run.tokenizer, origin)
+    chat_template = run.chat_template() if run.has_chat_template else None
+    weights = InitWeights(parameters, run.tokenizer, origin, chat_template, None, run)
+    if example := find_first_example(config.data):
+        weights = _prepare_for_examples(weights, config, uses_template(example, config.data))
+        vocab_size = max(config.model.vocab_size, weights.tokenizer.vocab_size)
+        config = override_config(config, {"vocab_size": vocab_size})
+    return config, weights
+
+
+def _prepare_for_examples(weights: InitWeights, config: Config, is_chat: bool) -> InitWeights:
+    """Set the format of the examples, and add what the chat template needs.
+
+    Raises:
+        UserError: if the tokenizer has no tokens that could end an answer.
+    """
+    template = None
+    if is_chat:
+        if isinstance(weights.tokenizer, CharTokenizer):
+            raise UserError(
+                f"{weights.parent.name} has one token per character, and none for roles",
+                "use strings for prompt and completion, or a model with --tokenizer bpe.",
+            )
+        template = weights.chat_template
+        if template is None:
+            template = CHATML
+            weights = _add_special_tokens(weights, (IM_START, IM_END))
+    examples = ExampleFormat(
+        template,
+        template_strings=config.data.template,
+        last_only=config.data.mask == "last",
+        max_tokens=config.model.block_size + 1,
+    )
+    return replace(weights, chat_template=template or weights.chat_template, examples=examples)
+
+
+def _add_special_tokens(weights: InitWeights, names: Sequence[str]) -> InitWeights:
+    """Add special tokens to a model, the last of which ends a text. Each gets the mean of all
+    tokens' embeddings, as in transformers' `resize_token_embeddings`.
+    """
+    old_size, tokenizer = weights.tokenizer.vocab_size, weights.tokenizer
+    tokenizer = add_special_tokens(tokenizer, names)
+    added = tokenizer.vocab_size - old_size
+    parameters = dict(weights.parameters)
+    for name in parameters:
+        if name in VOCAB_MATRICES or name.startswith("wve."):
+            table = parameters[name]
+            mean = table[:old_size].mean(axis=0, keepdims=True)
+            new_rows = mx.broadcast_to(mean, (added, table.shape[1]))
+            parameters[name] = mx.concatenate(
+                [table[:old_size], new_rows, table[tokenizer.vocab_size :]]
+            )
+    mx.eval(parameters)
+    return replace(weights, parameters=parameters, tokenizer=tokenizer)
+
+
+def find_base_validation(parent: Run, dataset: Dataset, data_dir: Path) -> EvalDataset | None:
+    """Validation data of the run that the initial weights are from, to show what is forgotten; None
+    if it is not here, or is the same as the new run's.
+
+    Args:
+        dataset: data of the new run.
+    """
+    if not parent.data_name or parent.data_fingerprint == dataset.meta.fingerprint:
+        return None
+    try:
+        base_dataset = open_run_dataset(parent, data_dir)
+    except UserError as error:
+        logger.info(f"not measuring what the model forgets: {error.problem}")
+        return None
+    return EvalDataset(base_dataset.val, base_dataset.tokenizer, parent.bos)

@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 
 from mlxgpt.backend import device
 from mlxgpt.config import Config, ModelConfig, override_config
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.init_weights import INIT_STD
 from mlxgpt.model.kv_cache import KVCache, pad_cache
@@ -265,10 +266,10 @@ def _compute_loss_and_gradient(config: Config) -> tuple[GPT, float, dict, mx.arr
         config, {"batch_size": 1, "gradient_accumulation_steps": 1, "dropout": 0.0}
     )
     model = make_scaled_model(config)
-    x, y = random_batch(config, 0)
-    loss, gradient = TrainStep(model, config).compute_gradients(x, y, mx.random.key(0))
-    mx.eval(loss, gradient, x, y)
-    return model, float(loss), gradient, x[0], y[0]
+    batch = random_batch(config, 0)
+    loss, gradient = TrainStep(model, config).compute_gradients(batch, mx.random.key(0))
+    mx.eval(loss, gradient, batch)
+    return model, float(loss), gradient, batch.inputs[0], batch.targets[0]
 
 
 LEARNING_RATE = mx.array(6e-4)  # GPT-2's; the configured one is not used
@@ -277,17 +278,17 @@ LEARNING_RATE = mx.array(6e-4)  # GPT-2's; the configured one is not used
 def take_step(step_function: TrainStep, config: Config, n: int) -> tuple[float, float]:
     """Take step n on random tokens; returns its loss and gradient norm."""
     key = mx.random.key(derive_seed(config.train.seed, "check", n))
-    loss, norm = step_function(*random_batch(config, n), LEARNING_RATE, key)
+    loss, norm = step_function(random_batch(config, n), LEARNING_RATE, key)
     mx.eval(loss, norm, step_function.state)
     return float(loss), float(norm)
 
 
-def random_batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
-    """Random inputs and targets of step n, each ids[A, B, T]."""
+def random_batch(config: Config, n: int) -> Batch:
+    """Random inputs and targets of step n, [A, B, T]."""
     t, block_size = config.train, config.model.block_size
     ids = random_ids(config, config.sequences_per_step, block_size + 1, n)
     shape = (t.gradient_accumulation_steps, t.batch_size, block_size)
-    return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
+    return Batch(ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape))
 
 
 def random_ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.example_array import ExampleArray
+from mlxgpt.evaluation.loss import EvalDataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
 from mlxgpt.training.finetune import InitWeights
@@ -61,6 +61,8 @@ class TrainJob:
         run: run to resume, with the same config and data; None if new or on a non-main rank.
         estimate: estimated time and memory of training.
         init_weights: initial weights of a new run; None for random ones.
+        base_val: validation data of the run that they are from, to show what is forgotten; None
+            if it is not here, or is the same as this run's.
         memory_limit_bytes: training that uses more is stopped.
         finished_step: last step of a run that is already finished.
         warning: how the run differs from the request, if it does.
@@ -75,6 +77,7 @@ class TrainJob:
     run: Run | None
     estimate: Estimate
     init_weights: InitWeights | None = None
+    base_val: EvalDataset | None = None
     memory_limit_bytes: int | None = None
     finished_step: int | None = None
     warning: str | None = None
@@ -84,13 +87,15 @@ class TrainJob:
 
     def make_run(self) -> Run:
         """The new run, not created on disk yet."""
-        origin: Mapping[str, Any] = self.init_weights.origin if self.init_weights else {}
+        train = self.dataset.train
+        weights, end_of_text = self.init_weights, self.dataset.tokenizer.end_of_text
         return Run(
             self.folder,
             self.config,
             self.dataset.tokenizer,
             self.dataset.name,
             self.dataset.meta.fingerprint,
-            add_bos_token=self.dataset.tokenizer.end_of_text is not None,
-            origin=origin,
+            add_bos_token=weights.adds_bos if weights else end_of_text is not None,
+            origin=weights.origin if weights else {},
+            tokens_per_row=train.tokens_per_row if isinstance(train, ExampleArray) else None,
         )

@@ -81,8 +81,9 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
         RunWriter(run, job.dataset, step_function, callbacks) if run else nullcontext() as writer,
     ):
         guard, step = start.guard, start.step
-        validate = Validation(config, job.dataset, step_function, start.bos)
-        handler = StepResultHandler(group, step_function, guard, validate, writer)
+        validate = Validation(job.dataset, step_function, start.bos, job.base_val)
+        timer = StepTimer(config, job.dataset.tokens_per_step(config), group.size)
+        handler = StepResultHandler(group, step_function, guard, validate, writer, timer)
         handler.begin(step, start.unlogged_metrics)
         pending: PendingStep | None = None
         is_stopped = is_over_memory_limit = False
@@ -91,10 +92,12 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
             execution.shield_from_sigint(),
             macos.prevent_sleep(),
         ):
+            if config.train.patience:
+                is_stopped = group.should_stop(handler.is_out_of_patience())
             inputs = step_inputs(step, guard.batch_offset) if step < max_steps else None
             while inputs and step < max_steps and not is_stopped:
                 # Start the step; the device computes it while the host does the rest.
-                loss_limit, learning_rate = guard.loss_limit(step), inputs[2]
+                loss_limit, learning_rate = guard.loss_limit(step), inputs[1]
                 loss, grad_norm = step_function(*inputs, loss_limit)
                 mx.async_eval(loss, grad_norm, step_function.state)
                 if step + 1 < max_steps:
@@ -114,7 +117,10 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
                 if not guard.must_stop:
                     is_over_memory_limit = device.memory_in_use()[0] > memory_limit
                     is_stopped = group.should_stop(
-                        is_over_memory_limit or handler.has_failed() or stop_requested()
+                        is_over_memory_limit
+                        or handler.has_failed()
+                        or handler.is_out_of_patience()
+                        or stop_requested()
                     )
                     if is_stopped and pending:
                         handler.log(handler.read_metrics(pending))
@@ -177,11 +183,11 @@ class StepResultHandler:
         guard: SpikeGuard,
         validate: Validation,
         writer: RunWriter | None,
+        timer: StepTimer,
     ) -> None:
         self._group, self._step_function, self._guard = group, step_function, guard
-        self._validate, self._writer = validate, writer
+        self._validate, self._writer, self.timer = validate, writer, timer
         self._config = step_function.config
-        self.timer = StepTimer(self._config, group.size)
 
     def begin(self, step: int, unlogged_metrics: dict[str, float] | None) -> None:
         """Before the first step: take a snapshot if due, and evaluate and log a step that was saved
@@ -194,6 +200,8 @@ class StepResultHandler:
         self.timer.restart(step)
         if self._writer and is_snapshot_step(step):
             self._writer.save_snapshot(step)
+        if step == 0 and (base := self._validate.evaluate_base()):
+            logger.info(f"loss on the base model's validation data, before: {base.loss:.4f}")
         if unlogged_metrics:
             lr, loss, grad_norm = (unlogged_metrics[name] for name in ("lr", "loss", "grad_norm"))
             metrics = StepMetrics(step, lr, loss, grad_norm, seconds=0.0)
@@ -235,6 +243,10 @@ class StepResultHandler:
                 self._writer.save_snapshot(step)
             if is_saved:
                 self._group.barrier("checkpoint")
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the validation loss has not improved for too long, so that training must stop."""
+        return self._writer is not None and self._writer.is_out_of_patience
 
     def has_failed(self) -> bool:
         """Whether a write has failed, so that training must stop."""

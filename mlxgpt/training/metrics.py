@@ -45,11 +45,12 @@ class StepTimer:
     the duration of the steps between them.
 
     Args:
+        tokens_per_step: without padding.
         ranks: number of ranks, to compute the peak FLOP/s of all of them.
     """
 
-    def __init__(self, config: Config, ranks: int) -> None:
-        self._tokens_per_step = config.tokens_per_step
+    def __init__(self, config: Config, tokens_per_step: float, ranks: int) -> None:
+        self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token(config.model)
         self._peak_flops = ranks * device.matmul_peak(config.train.dtype)
         self.restart(0)

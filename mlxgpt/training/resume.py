@@ -25,6 +25,7 @@ from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.job import TrainJob
+from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
 from mlxgpt.utils import files
@@ -81,7 +82,7 @@ def resume_or_create_run(
     if saved_checkpoint:
         run.write_config(config)
     else:
-        runs.create_run(run)
+        runs.create_run(run, job.init_weights.chat_template if job.init_weights else None)
         if job.init_weights:
             load_parameters(step_function.model, job.init_weights.parameters)
     step = saved_checkpoint.step if saved_checkpoint else 0
@@ -148,11 +149,12 @@ def find_resumable_run(folder: Path) -> Run | None:
 
 
 def is_finished(run: Run, config: Config) -> bool:
-    """Whether a run has taken all its steps and logged the last one."""
+    """Whether a run has taken all its steps and logged the last one, or is out of patience."""
     last = run.steps()[-1]
-    return last > config.train.max_steps or (
-        last == config.train.max_steps and run.has_metrics(last)
-    )
+    if last > config.train.max_steps:
+        return True
+    is_last = last == config.train.max_steps or is_out_of_patience(run, config)
+    return is_last and run.has_metrics(last)
 
 
 def check_resumable(
@@ -218,7 +220,7 @@ def median_step_seconds(run: Run) -> float | None:
         (record.get("tokens_per_second") for record in run.metrics()), maxlen=RECENT_RECORDS
     )
     rates = [float(r) for r in recorded_rates if isinstance(r, int | float) and 0 < r < 1e12]
-    seconds = run.config.tokens_per_step / statistics.median(rates) if rates else math.inf
+    seconds = run.tokens_per_step / statistics.median(rates) if rates else math.inf
     return seconds if seconds < MAX_STEP_SECONDS else None
 
 

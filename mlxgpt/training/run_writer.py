@@ -8,15 +8,19 @@ import math
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from mlxgpt.config import SamplingParams
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.example_array import ExampleArray
 from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.inference.engine import CompiledModel, NotFiniteError
-from mlxgpt.inference.generate import generate_texts
+from mlxgpt.inference.generate import prepend_bos, stream_tokens
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, CallbackList
 from mlxgpt.training.checkpointer import AsyncCheckpointer, is_scheduled_checkpoint
 from mlxgpt.training.metrics import StepMetrics
+from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.training.snapshots import SnapshotWriter
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
@@ -67,18 +71,22 @@ class RunWriter:
 
     Args:
         callbacks: get each event after the run's own records are written.
+
+    Attributes:
+        is_out_of_patience: whether the validation loss has not improved for too long.
     """
 
     def __init__(
         self, run: Run, dataset: Dataset, step_function: TrainStep, callbacks: Callback
     ) -> None:
         self.run, self._step_function = run, step_function
-        self._tokenizer = dataset.tokenizer
+        self._tokenizer, self._val = dataset.tokenizer, dataset.val
         self._log_writer = RunLogWriter(run)
         self._callbacks = CallbackList([self._log_writer, callbacks])
         keep = run.config.train.keep_checkpoints
         self._checkpointer = AsyncCheckpointer(run, keep, callbacks.on_save)
         self._snapshot_writer = SnapshotWriter(run, step_function, self._checkpointer.submit)
+        self.is_out_of_patience = is_out_of_patience(run, run.config)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -105,7 +113,11 @@ class RunWriter:
         self._snapshot_writer.take(step)
 
     def add_evaluation(
-        self, metrics: StepMetrics, subset_result: Evaluation, result: Evaluation
+        self,
+        metrics: StepMetrics,
+        subset_result: Evaluation,
+        result: Evaluation,
+        base_result: Evaluation | None,
     ) -> None:
         """Record an evaluation: update the best checkpoint and generate a sample. Raises OSError if
         that cannot be written, as on a full disk.
@@ -113,10 +125,13 @@ class RunWriter:
         Args:
             subset_result: result on the tokens that every evaluation uses; decides which is best.
             result: result to report.
+            base_result: result on the data of the run that the initial weights are from, if any.
         """
         metrics.eval_metrics["val_loss"] = result.loss
         metrics.eval_metrics["val_bits_per_byte"] = result.bits_per_byte
         metrics.eval_metrics["val_tokens"] = result.tokens
+        if base_result:
+            metrics.eval_metrics["base_val_loss"] = base_result.loss
         best = self.run.best()
         if math.isfinite(subset_result.loss) and (
             best is None or subset_result.loss < best["val_loss"]
@@ -130,6 +145,8 @@ class RunWriter:
         stops; resuming logs it again.
         """
         self._callbacks.on_log(record)
+        if "val_loss" in record:
+            self.is_out_of_patience = is_out_of_patience(self.run, self.run.config)
         if self._log_writer.error and is_scheduled_checkpoint(self.run.config, record["step"]):
             raise self.make_stop_error(self._log_writer.error, record["step"])
 
@@ -161,14 +178,19 @@ class RunWriter:
         if not t.sample_tokens:
             return
         sampling = SamplingParams(max_tokens=t.sample_tokens, seed=t.seed)
+        ids, text = prepend_bos(np.array([], dtype=np.int64), self._tokenizer, self.run.bos), ""
+        if isinstance(self._val, ExampleArray):
+            ids = self._val.prompt(0)
+            text = self._tokenizer.decode(ids.tolist())
         # Compiled again each time, since the weights are constants of the trace.
         model = CompiledModel(self._step_function.model, self._tokenizer.vocab_size)
         try:
-            result = generate_texts(model, self._tokenizer, [""], sampling, bos=self.run.bos)
+            for output in stream_tokens(model, self._tokenizer, ids, sampling):
+                text += output.text
         except NotFiniteError as error:  # the spike guard decides what to do
             logger.info("skipping the sample: %s", error.problem)
             return
-        self._callbacks.on_sample(step, result.texts[0])
+        self._callbacks.on_sample(step, text)
 
     def make_stop_error(self, error: OSError, step: int) -> UserError:
         """The error for stopping, with the state saved, after a file operation has failed."""

@@ -16,7 +16,7 @@ import numpy as np
 from mlxgpt.backend import device, execution
 from mlxgpt.config import Config, SamplingParams, fill_vocab_size, override_config
 from mlxgpt.config.resolve import PathLike, resolve_config
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.token_array import Batch, TokenArray
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
 from mlxgpt.inference.sampling import SamplerSpec, make_sampler, pack_sampling_params
@@ -139,14 +139,14 @@ def check_micro_batches(config: Config) -> CheckResult:
     micro_batch_step = make_train_step(micro_batch_config)
     tokens = _random_tokens(config)
     batch_args = {"seed": 0, "block_size": config.model.block_size}
-    x, y = map(mx.array, tokens.get_batch(0, batch_size=2, micro_batches=2, **batch_args))
+    x, y, _ = tokens.get_batch(0, batch_size=2, micro_batches=2, **batch_args)
     key = mx.random.key(0)
     is_different = bool((x[0] != x[1]).any())
-    _, micro_batch_gradients = micro_batch_step.compute_gradients(x, y, key)
+    micro_batches = Batch(mx.array(x), mx.array(y))
+    _, micro_batch_gradients = micro_batch_step.compute_gradients(micro_batches, key)
     full_batch_shape = (1, 4, config.model.block_size)
-    _, full_batch_gradients = full_batch_step.compute_gradients(
-        x.reshape(full_batch_shape), y.reshape(full_batch_shape), key
-    )
+    full_batch = Batch(*(mx.array(ids.reshape(full_batch_shape)) for ids in (x, y)))
+    _, full_batch_gradients = full_batch_step.compute_gradients(full_batch, key)
     max_difference = _max_difference(micro_batch_gradients, full_batch_gradients)
     return CheckResult(
         "gradient accumulation",
@@ -243,10 +243,10 @@ def check_overfitting(config: Config) -> CheckResult:
     """Check that one batch can be overfitted to a loss below 0.1 nats."""
     config = override_config(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
     step_function = make_train_step(config)
-    x, y = random_batch(config, 0)
+    batch = random_batch(config, 0)
     loss, steps = math.inf, 0
     while loss >= 0.1 and steps < 400:
-        value, _ = step_function(x, y, mx.array(1e-2), mx.random.key(0))
+        value, _ = step_function(batch, mx.array(1e-2), mx.random.key(0))
         steps += 1
         if steps % 20 == 0:
             loss = float(value)

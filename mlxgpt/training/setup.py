@@ -33,7 +33,7 @@ from mlxgpt.training.estimate import (
     combine_estimates,
     estimate_training,
 )
-from mlxgpt.training.finetune import InitWeights
+from mlxgpt.training.finetune import InitWeights, find_base_validation
 from mlxgpt.training.job import TrainJob, TrainRequest
 from mlxgpt.training.resume import (
     apply_run_plan,
@@ -69,7 +69,16 @@ def setup_job(
     config = device.resolve_dtype(config)
     config = fit_to_data(config, dataset, strict_vocab=request.strict_vocab)
     check_divisible(config.sequences_per_step, group.size)
-    check_same_values(group, "settings", _collect_settings(config, dataset, request.init_weights))
+    weights = request.init_weights
+    base_val = find_base_validation(weights.parent, dataset, request.data_dir) if weights else None
+    check_same_values(
+        group,
+        "settings",
+        {
+            **_collect_settings(config, dataset, weights),
+            "base model's data": base_val is not None,
+        },
+    )
     check_model_memory(config)
     memory_limit = int(1e9 * request.memory_limit) if request.memory_limit else None
     check_estimated_memory(config, group.size, memory_limit)
@@ -86,7 +95,8 @@ def setup_job(
                 folder,
                 find_resumable_run(folder) if group.is_main else None,
                 NO_ESTIMATE,
-                init_weights=request.init_weights,
+                init_weights=weights,
+                base_val=base_val,
                 memory_limit_bytes=memory_limit,
                 warning=warning,
             )
@@ -184,7 +194,11 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
 
     def prepare(config: Config) -> Dataset:
         prepare_request = PrepareRequest(
-            config.data, config.model.vocab_size, request.strict_vocab, tokenizer=tokenizer
+            config.data,
+            config.model.vocab_size,
+            request.strict_vocab,
+            tokenizer=tokenizer,
+            examples=request.init_weights.examples if request.init_weights else None,
         )
         return find_or_prepare(prepare_request, request.data_dir, callbacks.on_prepare)
 
@@ -198,6 +212,11 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
         logger.warning(warning)
         config = override_config(config, {"source": request.fallback_source})
         dataset = prepare(config)
+    if dataset.meta.has_examples and not (request.init_weights and request.init_weights.examples):
+        raise UserError(
+            f"{dataset.folder} contains prompts and answers, prepared for another run",
+            "use the original file: mlxgpt train --init-from RUN --source FILE.",
+        )
     if tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{dataset.folder} was prepared with a different tokenizer than the initial weights",
@@ -237,6 +256,8 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
             is too small.
     """
     vocab_size = dataset.meta.vocab_size
+    if dataset.meta.has_examples:
+        return config
     if config.model.vocab_size < vocab_size and not strict_vocab:
         config = override_config(config, {"vocab_size": vocab_size})
     if config.model.vocab_size < vocab_size:

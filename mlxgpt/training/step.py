@@ -14,7 +14,8 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt.backend import execution
 from mlxgpt.config import Config
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.example_array import SplitArray
+from mlxgpt.data.token_array import Batch
 from mlxgpt.distributed.group import LOCAL_GROUP, Arrays, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import swapped_parameters, token_losses
@@ -23,6 +24,8 @@ from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.seeds import derive_seed
+
+Shard = list[tuple[Batch, mx.array]]  # a thread's parts of a batch [B, T], with dropout keys
 
 
 def _identity(function: Callable) -> Callable:
@@ -74,8 +77,7 @@ class TrainStep:
 
     def __call__(
         self,
-        inputs: mx.array,
-        targets: mx.array,
+        batch: Batch,
         learning_rate: mx.array,
         key: mx.array,
         loss_limit: float = math.inf,
@@ -84,7 +86,7 @@ class TrainStep:
         or the loss is above `loss_limit`.
 
         Args:
-            inputs, targets: ids[A, B, T], int32.
+            batch: of shape [A, B, T], as MLX arrays.
             learning_rate: learning rate of this step, scalar [].
             key: dropout key; split for the micro-batches.
             loss_limit: largest loss for which the step is applied.
@@ -93,7 +95,7 @@ class TrainStep:
             Mean loss before the update, in nats per token, and global gradient norm before
             clipping; on a GPU both are still lazy.
         """
-        loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
+        loss, gradients, part_count = self._sum_gradients(batch, key)
         loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
         loss, grad_norm, scale, should_apply = self._compiled_norm_and_scale(
             loss, gradients, mx.array(part_count), mx.array(loss_limit)
@@ -114,11 +116,9 @@ class TrainStep:
         self._states = [state for _, state in results]
         return loss, grad_norm
 
-    def compute_gradients(
-        self, inputs: mx.array, targets: mx.array, key: mx.array
-    ) -> tuple[mx.array, Arrays]:
-        """Mean loss of ids[A, B, T], and its gradients by name."""
-        loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
+    def compute_gradients(self, batch: Batch, key: mx.array) -> tuple[mx.array, Arrays]:
+        """Mean loss of a batch, and its gradients by name."""
+        loss, gradients, part_count = self._sum_gradients(batch, key)
         return loss / part_count, {
             name: gradient / part_count for name, gradient in gradients.items()
         }
@@ -137,31 +137,29 @@ class TrainStep:
         self.model.update(tree_unflatten(parameters))
         self._states = [groups.from_state_dict(optimizer) for groups in self._optimizers]
 
-    def _sum_gradients(
-        self, inputs: mx.array, targets: mx.array, key: mx.array
-    ) -> tuple[mx.array, Arrays, float]:
+    def _sum_gradients(self, batch: Batch, key: mx.array) -> tuple[mx.array, Arrays, float]:
         """Sums of loss and gradients over the parts of a batch, and the number of parts. The parts
         are the micro-batches, divided further on the CPU.
         """
-        shards = execution.shard_batch(inputs, targets, key)
+        shards = execution.shard_batch(batch, key)
         parameters = self.model.trainable_parameters()
-        sums = self._threaded_gradients([(parameters, *shard) for shard in shards])
+        sums = self._threaded_gradients([(parameters, shard) for shard in shards])
         loss, gradients = sums[0] if len(sums) == 1 else tree_map(mx.add, *sums)
-        return loss, gradients, float(sum(len(shard[0]) for shard in shards))
+        return loss, gradients, float(sum(map(len, shards)))
 
     def _add_gradients(
         self,
         parameters: dict,
-        inputs: mx.array,
-        targets: mx.array,
+        batch: Batch,
         key: mx.array,
         total: tuple[mx.array, Arrays] | None,
     ) -> tuple[mx.array, Arrays]:
-        """Mean loss of ids[B, T] and its gradients, added to `total` if given."""
+        """Mean weighted loss of a batch [B, T] and its gradients, added to `total` if given."""
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            return token_losses(self.model(inputs, key=key), targets).mean()
+            losses = token_losses(self.model(batch.inputs, key=key), batch.targets)
+            return (losses if batch.weights is None else losses * batch.weights).mean()
 
         with swapped_parameters(self.model):
             loss, tree = mx.value_and_grad(mean_loss)(parameters)
@@ -192,8 +190,8 @@ class _GradientAccumulator:
     def __init__(self, add_gradients: Callable) -> None:
         self._add_gradients = add_gradients
 
-    def __call__(self, parameters: dict, *shard: mx.array) -> tuple[mx.array, Arrays]:
-        first, *rest = zip(*shard, strict=True)
+    def __call__(self, parameters: dict, shard: Shard) -> tuple[mx.array, Arrays]:
+        first, *rest = shard
         total = self._add_gradients(parameters, *first, None)
         for micro_batch in rest:
             mx.async_eval(total)
@@ -216,18 +214,16 @@ class StepInputs:
     """Batch, learning rate and dropout key of a step, as a pure function of the step number.
 
     Args:
-        tokens: training tokens.
+        tokens: training tokens or examples.
         group: each rank gets its rows of the batch, and its own dropout key.
     """
 
-    def __init__(self, tokens: TokenArray, config: Config, group: ProcessGroup) -> None:
+    def __init__(self, tokens: SplitArray, config: Config, group: ProcessGroup) -> None:
         self._tokens, self._config, self._rank, self._size = tokens, config, group.rank, group.size
         self._learning_rate = learning_rate_schedule(config)
 
-    def __call__(
-        self, step: int, batch_offset: int = 0
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Inputs[A, B, T], targets[A, B, T], learning rate and dropout key of a step (from 0).
+    def __call__(self, step: int, batch_offset: int = 0) -> tuple[Batch, mx.array, mx.array]:
+        """Batch, learning rate and dropout key of a step (from 0).
 
         Args:
             batch_offset: batches skipped by rollbacks.
@@ -240,24 +236,27 @@ class StepInputs:
             block_size=self._config.model.block_size,
             micro_batches=t.gradient_accumulation_steps,
         )
-        inputs, targets = (mx.array(select_rank_rows(ids, self._rank, self._size)) for ids in batch)
+        arrays = (
+            None if array is None else mx.array(select_rank_rows(array, self._rank, self._size))
+            for array in batch
+        )
         seed = derive_seed(t.seed, "dropout", step + batch_offset)
         key = mx.random.key(seed if self._size == 1 else derive_seed(seed, "rank", self._rank))
-        return inputs, targets, self._learning_rate(step), key
+        return Batch(*arrays), self._learning_rate(step), key
 
 
-def select_rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
-    """A rank's rows of ids[A, B, T], as micro-batches of at most B rows: [A', B', T].
+def select_rank_rows(rows: np.ndarray, rank: int, size: int) -> np.ndarray:
+    """A rank's rows of an array [A, B, T], as micro-batches of at most B rows: [A', B', T].
 
     Raises:
         UserError: if the rows cannot be divided evenly among the ranks.
     """
-    A, B, T = ids.shape
+    A, B, T = rows.shape
     check_divisible(A * B, size)
-    rows = A * B // size
-    batch_size = next(n for n in range(min(B, rows), 0, -1) if rows % n == 0)
-    rank_ids = ids.reshape(A * B, T)[rank * rows : (rank + 1) * rows]
-    return rank_ids.reshape(-1, batch_size, T)
+    count = A * B // size
+    batch_size = next(n for n in range(min(B, count), 0, -1) if count % n == 0)
+    rank_rows = rows.reshape(A * B, T)[rank * count : (rank + 1) * count]
+    return rank_rows.reshape(-1, batch_size, T)
 
 
 def check_divisible(rows: int, size: int) -> None:
@@ -277,7 +276,11 @@ def check_divisible(rows: int, size: int) -> None:
 
 
 def take_steps(
-    step_function: TrainStep, tokens: TokenArray, config: Config, steps: int, start: int = 0
+    step_function: TrainStep,
+    tokens: SplitArray,
+    config: Config,
+    steps: int,
+    start: int = 0,
 ) -> None:
     """Take some steps, for timing. The host is at most one step ahead, as in training."""
     step_inputs = StepInputs(tokens, config, step_function.group)

@@ -13,37 +13,53 @@ from mlxgpt.training.step import TrainStep
 
 
 class Validation:
-    """Evaluates the model of a training step on the validation data. Collective.
+    """Evaluates the model of a training step on validation data. Collective.
 
     Args:
+        base_val: validation data of the run that the initial weights are from, if any.
         bos: id of the token that starts each document; None if documents start without one.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, step_function: TrainStep, bos: int | None
+        self,
+        dataset: Dataset,
+        step_function: TrainStep,
+        bos: int | None,
+        base_val: EvalDataset | None = None,
     ) -> None:
-        self._make_evaluator = partial(
+        config = step_function.config
+        make_evaluator = partial(
             Evaluator,
             step_function.model,
-            EvalDataset(dataset.val, dataset.tokenizer, bos),
-            compile_eval_step(step_function.model, step_function.dtype),
+            step=compile_eval_step(step_function.model, step_function.dtype),
             batch_size=config.train.batch_size,
             group=step_function.group,
         )
+        val_data = EvalDataset(dataset.val, dataset.tokenizer, bos)
+        self._make_evaluator = partial(make_evaluator, val_data)
         val_tokens = len(dataset.val.ids)
         self._eval_tokens = count_eval_tokens(config, val_tokens)
         self._final_eval_tokens = count_final_eval_tokens(config, val_tokens)
         self._max_steps = config.train.max_steps
         self._evaluator = self._make_evaluator(limit=self._eval_tokens)
+        self._base_evaluator = None
+        if base_val:
+            limit = count_eval_tokens(config, len(base_val.tokens.ids))
+            self._base_evaluator = make_evaluator(base_val, limit=limit)
 
-    def __call__(self, step: int) -> tuple[Evaluation, Evaluation]:
+    def __call__(self, step: int) -> tuple[Evaluation, Evaluation, Evaluation | None]:
         """Evaluate after `step` steps. Returns the result on the tokens that every evaluation uses,
-        comparable across steps, and the result to report, which is on more tokens at the end.
+        comparable across steps; the result to report, which is on more tokens at the end; and that
+        of `evaluate_base`.
         """
-        result = self._evaluator()
+        result = final_result = self._evaluator()
         if step == self._max_steps and self._final_eval_tokens > self._eval_tokens:
-            return result, self._make_evaluator(limit=self._final_eval_tokens)()
-        return result, result
+            final_result = self._make_evaluator(limit=self._final_eval_tokens)()
+        return result, final_result, self.evaluate_base()
+
+    def evaluate_base(self) -> Evaluation | None:
+        """Evaluate on the validation data of the run that the initial weights are from, if any."""
+        return self._base_evaluator() if self._base_evaluator else None
 
 
 def count_eval_tokens(config: Config, val_tokens: int) -> int:

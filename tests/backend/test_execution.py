@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit, parallel
 from mlxgpt.backend.execution import PerThreadFunction
+from mlxgpt.data.token_array import Batch
 
 CPU_COMPILE_ERROR = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
 METAL_COMPILE_ERROR = (
@@ -139,14 +140,16 @@ def test_shards_cover_the_whole_batch(threads: int, A: int, B: int, T: int, port
         patch.setattr(device, "on_cpu", lambda: threads == 2)
         rows = np.arange(A * B)
         ids = mx.array(np.broadcast_to(rows.reshape(A, B, 1), (A, B, T)))
-        shards = execution.shard_batch(ids, -ids, mx.random.key(1))
+        shards = execution.shard_batch(Batch(ids, -ids, 2 * ids), mx.random.key(1))
         assert len(shards) <= threads
-        assert len({inputs.shape for inputs, _, _ in shards}) == 1
-        parts = [part for shard in shards for part in zip(*shard, strict=True)]
-        shard_rows = [int(row) for inputs, _, _ in parts for row in np.array(inputs[:, 0])]
+        assert len({len(shard) for shard in shards}) == 1
+        parts = [part for shard in shards for part in shard]
+        assert len({batch.inputs.shape for batch, _ in parts}) == 1
+        shard_rows = [int(row) for batch, _ in parts for row in np.array(batch.inputs[:, 0])]
         assert sorted(shard_rows) == rows.tolist()
-        assert all((inputs == -targets).all() for inputs, targets, _ in parts)
-        keys = {str(key.tolist()) for _, _, key in parts}
+        assert all((batch.inputs == -batch.targets).all() for batch, _ in parts)
+        assert all((2 * batch.inputs == batch.weights).all() for batch, _ in parts)
+        keys = {str(key.tolist()) for _, key in parts}
         assert len(keys) == len(parts)
         if threads == 1:
             assert len(parts) == A, "a GPU takes whole micro-batches"

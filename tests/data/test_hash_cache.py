@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ class ReadLog(list[str]):
 def reads(monkeypatch: pytest.MonkeyPatch) -> ReadLog:
     names = ReadLog()
 
-    def record_scan(path: Path, *args: object) -> dict[str, object]:
+    def record_scan(path: Path, *args: Any, **options: Any) -> dict[str, object]:
         names.append(path.name)
-        return token_array.scan_token_file(path, *args)  # type: ignore[arg-type]
+        return token_array.scan_token_file(path, *args, **options)
 
     hash_files = sources._hash_files
 

@@ -36,7 +36,7 @@ def test_targets_are_the_inputs_shifted_by_one(
     extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
 ) -> None:
     array = make_counting_array(block_size + extra)
-    inputs, targets = array.get_batch(
+    inputs, targets, weights = array.get_batch(
         step,
         seed=1,
         batch_size=batch_size,
@@ -45,6 +45,7 @@ def test_targets_are_the_inputs_shifted_by_one(
     )
     assert inputs.shape == targets.shape == (micro_batches, batch_size, block_size)
     assert inputs.dtype == targets.dtype == np.int32
+    assert weights is None
     assert (targets == inputs + 1).all()
     assert (np.diff(inputs, axis=-1) == 1).all()
 
@@ -97,7 +98,7 @@ def test_micro_batches_contain_the_same_tokens() -> None:
 
 def test_batch_order_never_changes() -> None:
     # Must not change: other values would break resuming of existing runs.
-    inputs, _ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
+    inputs, _, _ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
     assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
 
 
@@ -203,7 +204,9 @@ def test_fingerprint_depends_on_both_arrays_and_the_tokenizer(folder: Path) -> N
 
 def test_newer_format_asks_for_an_update(folder: Path) -> None:
     tree = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.META_FORMAT_VERSION + 1}))
+    (folder / "meta.json").write_text(
+        json.dumps({**tree, "format": meta.EXAMPLES_FORMAT_VERSION + 1})
+    )
     with pytest.raises(UserError, match="newer mlxgpt") as excinfo:
         open_dataset(folder)
     assert "update" in excinfo.value.remedy

@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 
 from mlxgpt.backend import ops
 from mlxgpt.config import Config, ModelConfig, override_config
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT, MLP, apply_rope
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import token_losses
@@ -29,7 +30,7 @@ def test_loss_and_gradients_match_transformers_gpt2() -> None:
     model, ids, reference = model_and_batch()
     config = override_config(Config(model=model.config), {"dtype": "float32", "dropout": 0.0})
     loss, gradients = TrainStep(model, config).compute_gradients(
-        ids[None, :, :-1], ids[None, :, 1:], mx.random.key(0)
+        Batch(ids[None, :, :-1], ids[None, :, 1:]), mx.random.key(0)
     )
     assert float(loss) == pytest.approx(float(reference["loss"]), abs=1e-5)
     actual = flatten_params(gradients)
@@ -115,7 +116,9 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model
         model = GPT(tiny_model.model, 5, gradient_checkpointing=checkpointing)
         step = TrainStep(model, tiny_model)
         gradients.append(
-            flatten_params(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))[1])
+            flatten_params(
+                step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(2))[1]
+            )
         )
     for name, gradient in gradients[0].items():
         np.testing.assert_allclose(gradient, gradients[1][name], atol=1e-7, err_msg=name)

@@ -10,8 +10,8 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config
+from mlxgpt.data import chat_template
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
-from mlxgpt.inference import chat_template
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
 from tests.helpers.chat_templates import CONVERSATIONS, TEMPLATES

@@ -15,6 +15,7 @@ import mlxgpt
 from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.convert import exporting, huggingface, importing
 from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage.loading import load_model
@@ -101,7 +102,7 @@ def test_training_matches_pytorch(tmp_path: Path) -> None:
     for n in range(20):
         batch = rng.integers(0, shape.vocab_size, (4, 17))
         x, y = mx.array(batch[None, :, :-1]), mx.array(batch[None, :, 1:])
-        our_loss, _ = step(x, y, mx.array(1e-3), mx.random.key(n))
+        our_loss, _ = step(Batch(x, y), mx.array(1e-3), mx.random.key(n))
         logits = torch_model(torch.tensor(batch[:, :-1])).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), torch.tensor(batch[:, 1:]).flatten()

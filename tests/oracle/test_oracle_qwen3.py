@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 
 from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.convert import huggingface, qwen3
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.step import TrainStep
@@ -84,7 +85,7 @@ def test_loss_and_gradients_match_transformers(tmp_path: Path) -> None:
     result = hf_model(torch.tensor(inputs)).logits
     config = override_config(Config(model=SHAPE), {"dtype": "float32"})
     loss, gradients = TrainStep(model, config).compute_gradients(
-        mx.array(inputs)[None], mx.array(targets)[None], mx.random.key(0)
+        Batch(mx.array(inputs)[None], mx.array(targets)[None]), mx.random.key(0)
     )
     expected = torch.nn.functional.cross_entropy(
         result.reshape(-1, 50), torch.tensor(targets).reshape(-1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config
+from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, Checkpoint
@@ -22,7 +23,7 @@ def step(tiny_model: Config) -> TrainStep:
     """A training step after one update, so that the moments are not zero."""
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     ids = mx.random.randint(0, 19, (1, 4, 9), key=mx.random.key(0))
-    mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0)), step.state)
+    mx.eval(step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-2), mx.random.key(0)), step.state)
     return step
 
 

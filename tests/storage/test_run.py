@@ -282,3 +282,15 @@ def test_run_names_that_are_not_utf8(runs_dir: Path) -> None:
     assert run.steps()[-1] == 99
     api.export(to="hf", run=str(folder), output=folder / "hf\udce9")
     assert (folder / "hf\udce9" / "model.safetensors").exists()
+
+
+def test_missing_or_unreadable_chat_template(runs_dir: Path) -> None:
+    run = runs.open_run(runs_dir / "done")
+    assert not run.has_chat_template
+    with pytest.raises(UserError, match="no chat template"):
+        run.chat_template()
+    (run.folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="cannot read"):
+        run.chat_template()
+    (run.folder / "chat_template.jinja").write_text("{{ 1 }}")
+    assert run.chat_template() == "{{ 1 }}"

@@ -65,6 +65,7 @@ class FakeWriter:
         self.rolled_back: list[int] = []
         self.run = self
         self._after = after
+        self.is_out_of_patience = False
 
     def _record(self, name: str, step: int) -> None:
         self.calls.append((name, step))
@@ -74,9 +75,13 @@ class FakeWriter:
         self.step_metrics.append(metrics)
         self._record("save", step)
 
-    def validate(self, step: int) -> tuple[None, None]:
+    def __call__(self, step: int) -> tuple[None, None, None]:
+        """Validate."""
         self._record("evaluate", step)
-        return None, None
+        return None, None, None
+
+    def evaluate_base(self) -> None:
+        """There is no base model."""
 
     def add_evaluation(self, metrics: StepMetrics, *evaluations: None) -> None:
         self.step_metrics.append(metrics)
@@ -128,7 +133,9 @@ def train(
     """Run the training loop with the given step function and writer; return the last step."""
     writer = writer or FakeWriter()
     start_state = StartState(start, guard or SpikeGuard(), None, None)
-    dataset: Any = SimpleNamespace(train=tokens, folder=Path("data"))
+    dataset: Any = SimpleNamespace(
+        train=tokens, folder=Path("data"), tokens_per_step=lambda _: config.tokens_per_step
+    )
     job = TrainJob(config, dataset, Path("run"), None, NO_ESTIMATE)
     if not isinstance(step_function, TrainStep):
         step_function.config = config
@@ -146,7 +153,7 @@ def train(
         patch.setattr(loop, "make_train_step", lambda *_: step_function)
         patch.setattr(loop, "resume_or_create_run", resume_or_create)
         patch.setattr(loop, "RunWriter", lambda *_: nullcontext(writer))
-        patch.setattr(loop, "Validation", lambda *_: writer.validate)
+        patch.setattr(loop, "Validation", lambda *_: writer)
         patch.setattr(TrainingSummary, "from_run", summary)
         return loop.run_training_loop(job, StoppableGroup(stop), Callback()).step
 
@@ -362,9 +369,9 @@ def test_every_step_has_a_different_dropout_key(tiny_model: Config, tokens: Toke
             def __init__(self) -> None:
                 self.__dict__.update(step_function.__dict__)
 
-            def __call__(self, x, y, rate, key, limit=math.inf):  # type: ignore[no-untyped-def]
+            def __call__(self, batch, rate, key, limit=math.inf):  # type: ignore[no-untyped-def]
                 recorded_keys.append(str(key.tolist()))
-                return step_function(x, y, rate, key, limit)
+                return step_function(batch, rate, key, limit)
 
         guard = SpikeGuard(batch_offset=batch_offset)
         train(RecordingStep(), tokens, tiny_model, start=start, guard=guard)

@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 
 from mlxgpt.backend import device, ops
 from mlxgpt.config import Config, SamplingParams, override_config, toml
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.token_array import Batch, TokenArray
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sampling
 from mlxgpt.model import gpt, init_weights
@@ -173,7 +173,7 @@ def freeze_mask(patch: Patch) -> None:
         if kwargs.get("compiled", True):
             sum_gradients = self._sum_gradients
             frozen = mx.random.key(1)
-            patch.setattr(self, "_sum_gradients", lambda x, y, key: sum_gradients(x, y, frozen))
+            patch.setattr(self, "_sum_gradients", lambda batch, key: sum_gradients(batch, frozen))
 
     patch.setattr(step.TrainStep, "__init__", init)
 
@@ -181,9 +181,9 @@ def freeze_mask(patch: Patch) -> None:
 def repeat_micro_batch(patch: Patch) -> None:
     real = TokenArray.get_batch
 
-    def batch(self: TokenArray, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
-        inputs, targets = real(self, *args, **kwargs)
-        return np.stack([inputs[0]] * len(inputs)), np.stack([targets[0]] * len(targets))
+    def batch(self: TokenArray, *args: int, **kwargs: int) -> Batch:
+        inputs, targets, _ = real(self, *args, **kwargs)
+        return Batch(np.stack([inputs[0]] * len(inputs)), np.stack([targets[0]] * len(targets)))
 
     patch.setattr(TokenArray, "get_batch", batch)
 

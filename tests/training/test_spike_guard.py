@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.token_array import Batch, TokenArray
 from mlxgpt.storage import run as runs
 from mlxgpt.training import loop, spike_guard
 from mlxgpt.training.spike_guard import LOSS_WINDOW, MAX_CONSECUTIVE_SKIPS, MIN_LOSSES, SpikeGuard
@@ -118,8 +118,8 @@ def noisy_batch(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     original = TokenArray.get_batch
 
     def batch(self: TokenArray, step: int, **kwargs: Any) -> Any:
-        inputs, targets = original(self, step, **kwargs)
-        return inputs, (np.roll(targets, 3) + 3) % 11 if step == SPIKE_STEP else targets
+        inputs, targets, _ = original(self, step, **kwargs)
+        return Batch(inputs, (np.roll(targets, 3) + 3) % 11 if step == SPIKE_STEP else targets)
 
     monkeypatch.setattr(TokenArray, "get_batch", batch)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlxgpt.backend import device, execution, ops
 from mlxgpt.backend.cpu import kernels, parallel
 from mlxgpt.config import Config, override_config
-from mlxgpt.data.token_array import TokenArray
+from mlxgpt.data.token_array import Batch, TokenArray
 from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT
@@ -29,7 +29,7 @@ def random_ids(*shape: int) -> mx.array:
 
 def compute_gradients(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
     step = TrainStep(GPT(config.model, 5), config)
-    loss, gradients = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
+    loss, gradients = step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(2))
     return float(loss), {name: np.array(value) for name, value in flatten_params(gradients).items()}
 
 
@@ -83,7 +83,7 @@ def test_cpu_kernels_and_mlx_kernels_give_the_same_losses(
         step_losses = []
         for n in range(20):
             ids = mx.random.randint(0, 19, (1, 8, 9), key=mx.random.key(n))
-            loss, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))
+            loss, _ = step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(n))
             step_losses.append(float(loss))
         return step_losses
 
@@ -108,7 +108,7 @@ def test_gradients_on_a_gpu_are_row_contiguous(
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
         step = TrainStep(GPT(config.model, 5), config)
-        _, tree = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
+        _, tree = step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(0))
         mx.eval(tree)
         return flatten_params(tree)
 
@@ -135,7 +135,7 @@ def test_gradient_accumulation_matches_a_large_batch(tiny_model: Config) -> None
         for n in range(5):
             ids = mx.random.randint(0, 19, (8, 9), key=mx.random.key(n)).reshape(shape)
             norms.append(
-                float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))[1])
+                float(step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(n))[1])
             )
         results.append((norms, flatten_params(step.model.parameters())))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
@@ -159,11 +159,16 @@ def test_memory_does_not_grow_with_the_number_of_micro_batches(
         step = TrainStep(GPT(config.model, 5), config)
         ids = random_ids(A, B, 65)
         for _ in range(2):
-            mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
+            mx.eval(
+                step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(0)),
+                step.state,
+            )
             gc.collect()
             mx.clear_cache()
             mx.reset_peak_memory()
-        mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
+        mx.eval(
+            step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(0)), step.state
+        )
         return mx.get_peak_memory()
 
     few_bytes, many_bytes = peak_bytes(4), peak_bytes(40)
@@ -190,7 +195,7 @@ def test_every_dropout_mask_of_a_step_is_different(
     config = override_config(tiny_model, {"gradient_accumulation_steps": micro_batches})
     step = TrainStep(GPT(config.model, 5), config, compiled=False)
     ids = random_ids(micro_batches, batch_size, 9)
-    mx.eval(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
+    mx.eval(step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(2)))
     threads = execution.thread_count()
     passes = micro_batches * (1 if batch_size % threads else threads)
     assert len(keys) == passes * (1 + 2 * config.model.n_layer)
@@ -201,7 +206,7 @@ def test_dropout_depends_on_the_key_in_the_compiled_step(tiny_model: Config) -> 
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     ids = random_ids(1, 4, 9)
     losses = [
-        float(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0])
+        float(step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(n))[0])
         for n in (0, 1, 0)
     ]
     assert losses[0] == losses[2] != losses[1]
@@ -212,7 +217,7 @@ def test_steps_lower_the_loss_and_keep_the_parameter_names(tiny_model: Config) -
     names = list(flatten_params(step.model.parameters()))
     ids = random_ids(1, 4, 9)
     losses = [
-        float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0))[0])
+        float(step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-2), mx.random.key(0))[0])
         for _ in range(20)
     ]
     assert losses[-1] < losses[0] - 0.5
@@ -225,7 +230,7 @@ def test_bfloat16_keeps_float32_weights(tiny_model: Config) -> None:
         config = override_config(tiny_model, {"dtype": dtype, "dropout": 0.0})
         step = TrainStep(GPT(config.model, 5), config)
         ids = random_ids(1, 4, 9)
-        loss = float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-6), mx.random.key(0))[0])
+        loss = float(step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-6), mx.random.key(0))[0])
         values = flatten_params(step.model.parameters())
         assert all(value.dtype == mx.float32 for value in values.values())
         results.append((loss, values))
@@ -257,7 +262,7 @@ def test_gradients_are_averaged_in_reduce_dtype_and_the_loss_in_float32(
     loss, gradients = compute_gradients(config, ids)
     group = RoundingGroup()
     step = TrainStep(GPT(config.model, 5), config, group)
-    step_loss, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
+    step_loss, _ = step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(2))
     assert float(step_loss) == loss
     assert group.loss_dtype == mx.float32
     moments = step.state_dicts()[1]
@@ -281,9 +286,9 @@ def test_gradient_clipping(tiny_model: Config, grad_clip: float, share: float) -
     step, ids = TrainStep(GPT(config.model, 5), config), random_ids(1, 4, 9)
     step.model.wte.weight = step.model.wte.weight * 100  # for a large gradient
     gradients = flatten_params(
-        step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1]
+        step.compute_gradients(Batch(ids[..., :-1], ids[..., 1:]), mx.random.key(0))[1]
     )
-    _, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0))
+    _, norm = step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-3), mx.random.key(0))
     assert float(norm) > 2
     share = share / float(norm) if share < 1 else share
     moments = step.state_dicts()[1]
@@ -299,7 +304,9 @@ def test_updates_are_proportional_to_the_learning_rate(tiny_model: Config) -> No
     for rate in (1e-3, 2e-3):
         model = GPT(config.model, 5)
         before = np.array(model.ln_f.weight)
-        TrainStep(model, config)(ids[..., :-1], ids[..., 1:], mx.array(rate), mx.random.key(0))
+        TrainStep(model, config)(
+            Batch(ids[..., :-1], ids[..., 1:]), mx.array(rate), mx.random.key(0)
+        )
         updates.append(np.array(model.ln_f.weight) - before)
     np.testing.assert_allclose(2 * updates[0], updates[1], rtol=1e-3)
 
@@ -325,20 +332,20 @@ def test_a_skipped_step_changes_nothing(
     config = override_config(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
     step = TrainStep(GPT(config.model, 5), config)
     ids, key = random_ids(1, 4, 9), mx.random.key(2)
-    mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key), step.state)
+    mx.eval(step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-2), key), step.state)
     if cause == "loss":
         step.model.wte.weight[0, 0] = float("inf")
     if cause == "gradient":
         original = step._sum_gradients
 
-        def make_gradient_infinite(*args: mx.array) -> tuple[mx.array, dict, float]:
+        def make_gradient_infinite(*args: Any) -> tuple[mx.array, dict, float]:
             loss, gradients, parts = original(*args)
             return loss, gradients | {"wte.weight": mx.full((19, 16), mx.inf)}, parts
 
         monkeypatch.setattr(step, "_sum_gradients", make_gradient_infinite)
     before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.state_dicts()]
     limit = 0.5 if cause == "limit" else float("inf")
-    loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, limit)
+    loss, norm = step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-2), key, limit)
     are_finite = np.isfinite(float(loss)), np.isfinite(float(norm))
     assert (
         are_finite
@@ -348,7 +355,7 @@ def test_a_skipped_step_changes_nothing(
         for name, value in old.items():
             assert (value == np.array(new[name])).all(), name
     if cause == "limit":
-        step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, float(loss))
+        step(Batch(ids[..., :-1], ids[..., 1:]), mx.array(1e-2), key, float(loss))
         assert not (before[0]["wte.weight"] == np.array(step.state_dicts()[0]["wte.weight"])).all()
 
 
@@ -384,7 +391,7 @@ def test_the_mean_over_all_ranks_matches_the_whole_batch(
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
         rows = mx.array(select_rank_rows(ids, rank, size))
         loss, tree = TrainStep(model, config).compute_gradients(
-            rows[..., :-1], rows[..., 1:], mx.random.key(3)
+            Batch(rows[..., :-1], rows[..., 1:]), mx.random.key(3)
         )
         return float(loss), {name: np.array(value) for name, value in tree.items()}
 
@@ -402,7 +409,7 @@ def test_each_rank_has_a_different_dropout_key(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"batch_size": 4})
     groups = [LocalGroup(0, 1), LocalGroup(0, 2), LocalGroup(1, 2)]
     keys = [
-        [str(StepInputs(tokens, config, group)(step)[3].tolist()) for step in (0, 1, 0)]
+        [str(StepInputs(tokens, config, group)(step)[2].tolist()) for step in (0, 1, 0)]
         for group in groups
     ]
     assert all(first == repeated != second for first, second, repeated in keys)

@@ -7,7 +7,7 @@ transformers; added tokens that are not special are encoded as tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,17 @@ def build_tokenizer(
     return CharTokenizer.from_ids(
         {name: vocab[name] for name in required_tokens}, added_tokens, end_id
     )
+
+
+def add_special_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
+    """Add special tokens that a byte-level BPE does not have yet; the last one becomes its
+    end-of-text token.
+    """
+    tree = json.loads(tokenizer.to_json())
+    new_names = [name for name in names if name not in tokenizer.added_tokens.ids]
+    for id, name in enumerate(new_names, tokenizer.vocab_size):
+        tree["added_tokens"].append({"id": id, "content": name, "special": True})
+    return build_tokenizer(tree, end_of_text=names[-1])
 
 
 def _parse_added_tokens(

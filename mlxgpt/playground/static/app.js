@@ -1,12 +1,13 @@
-// Entry point: loads the run and sets up the three tabs.
+// Entry point: loads the run and sets up the tabs.
 
 import { getRun } from "./api.js";
+import * as chat from "./chat.js";
 import * as generate from "./generate.js";
 import * as inspect from "./inspect.js";
 import { byId, guarded, number, showError, state } from "./shared.js";
 import * as training from "./training.js";
 
-const tabs = [...document.querySelectorAll("[role=tab]")];
+let tabs = [...document.querySelectorAll("[role=tab]")];
 const ON_OPEN = { inspect: inspect.onOpen, training: training.onOpen };
 
 function select(tab, focus) {
@@ -34,7 +35,10 @@ async function loadRun() {
 async function init() {
   await loadRun();
   state.changed.addEventListener("snapshots", guarded(async () => { await loadRun(); generate.updateControls(); }));
+  byId("tab-chat").hidden = !state.run.has_chat_template;
+  tabs = tabs.filter((tab) => !tab.hidden);
   generate.init();
+  chat.init();
   inspect.init();
   training.init();
   for (const tab of tabs) {
@@ -45,7 +49,7 @@ async function init() {
       if (to !== undefined) select(tabs[to % tabs.length], true);
     });
   }
-  if (state.run.step === null) select(tabs[2]);
+  if (state.run.step === null) select(byId("tab-training"));
   document.body.dataset.ready = "yes";
 }
 

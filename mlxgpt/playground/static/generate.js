@@ -50,6 +50,8 @@ function samplingParams() {
   return Object.fromEntries(SAMPLING_PARAMS.map((name) => [name, Number(byId(name).value)]));
 }
 
+export const generationParams = () => ({ ...samplingParams(), max_tokens: Number(byId("max-tokens").value) || 200 });
+
 // Generates from a prompt, {text} or {ids}; tokens also in `previous` keep their probabilities.
 async function generate(prompt, previous) {
   running?.abort();
@@ -69,7 +71,7 @@ async function generate(prompt, previous) {
     tokenView.add(added);
   };
   try {
-    const body = { ...prompt, ...samplingParams(), max_tokens: Number(byId("max-tokens").value) || 200 };
+    const body = { ...prompt, ...generationParams() };
     for await (const event of streamTokens(body, controller.signal)) {
       if (event.prompt) {
         seed = event.seed;

@@ -1,4 +1,4 @@
-// Shared by the three tabs: the run, the generated tokens, errors, and DOM helpers.
+// Shared by the tabs: the run, the generated tokens, errors, and DOM helpers.
 
 import { RequestError } from "./api.js";
 

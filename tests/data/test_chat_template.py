@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from mlxgpt.data import chat_template
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.inference import chat_template
 from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
 from tests.helpers.tokenizer_folders import make_tokenizer_tree
@@ -133,12 +131,3 @@ def test_fields_of_a_message_keep_their_order() -> None:
 def test_hostile_or_invalid_template_raises_an_error(template: str) -> None:
     with pytest.raises(UserError, match=r"failed to render|is not usable"):
         encode(template, {"role": "user", "content": "a"})
-
-
-def test_missing_or_unreadable_template(tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(folder=tmp_path, name="mine")
-    with pytest.raises(UserError, match="no chat template"):
-        chat_template.load_chat_template(run)
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="cannot read"):
-        chat_template.load_chat_template(run)

@@ -1,4 +1,4 @@
-"""Chat templates: render a run's `chat_template.jinja` as transformers does."""
+"""Chat templates: render a conversation as transformers does, and encode it."""
 
 from __future__ import annotations
 
@@ -21,29 +21,18 @@ from mlxgpt.data.tokenizers.base import (
     encode_with_special_tokens,
     end_of_text_token,
 )
-from mlxgpt.storage.run import CHAT_TEMPLATE, Run
-from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
+CHAT_TEMPLATE = "chat_template.jinja"  # name of the file
 
-def load_chat_template(run: Run) -> str:
-    """Read a run's chat template.
-
-    Raises:
-        UserError: if there is none or it cannot be read.
-    """
-    path = run.folder / CHAT_TEMPLATE
-    try:
-        return files.read_small(path)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{run.name} has no chat template: it was not trained on conversations",
-            "use mlxgpt generate, or /v1/completions.",
-        ) from error
-    except OSError as error:
-        raise files.to_user_error(error, "read", path, "restore it.") from error
-    except ValueError as error:
-        raise UserError(f"cannot read {CHAT_TEMPLATE} of {run.name}", "restore it.") from error
+# OpenAI's ChatML, which most open chat models use, with two special tokens.
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def encode_chat(
@@ -57,15 +46,46 @@ def encode_chat(
     Raises:
         UserError: if the template fails.
     """
+    return encode_marked(render_marked(template, messages, tokenizer), tokenizer)
+
+
+def render_marked(
+    template: str,
+    messages: Iterable[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Render a conversation as text in which special tokens are marked, for `encode_marked`.
+
+    Args:
+        add_generation_prompt: whether to add the start of the assistant's reply.
+
+    Raises:
+        UserError: if the template fails.
+    """
     # NUL marks special tokens; removed from messages, so that only the template can insert them.
     conversation = [_strip_nul(dict(message)) for message in messages]
     eos_token = end_of_text_token(tokenizer)
     mark_special_tokens = tokenizer.added_tokens.mark_special_tokens
     token_names = () if eos_token is None else ("bos_token", "eos_token")
     special_tokens = dict.fromkeys(token_names, mark_special_tokens(eos_token or ""))
-    text = render_chat_template(mark_special_tokens(template), conversation, special_tokens)
+    text = render_chat_template(
+        mark_special_tokens(template),
+        conversation,
+        {**special_tokens, "add_generation_prompt": add_generation_prompt},
+    )
+    return normalize_text(text)
+
+
+def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Encode text in which special tokens are marked.
+
+    Raises:
+        UserError: if a special token was split.
+    """
     try:
-        return encode_with_special_tokens(tokenizer, normalize_text(text))
+        return encode_with_special_tokens(tokenizer, text)
     except ValueError as error:
         raise UserError(
             f"{CHAT_TEMPLATE} is not usable: it splits a special token",
@@ -74,12 +94,12 @@ def encode_chat(
 
 
 def render_chat_template(
-    template: str, messages: list[dict[str, Any]], special_tokens: Mapping[str, str]
+    template: str, messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> str:
     """Render a conversation as text.
 
     Args:
-        special_tokens: special tokens by their names in transformers, such as `bos_token`.
+        variables: other variables by their names in transformers, such as `bos_token`.
 
     Raises:
         UserError: if the template fails or rejects the messages.
@@ -92,8 +112,7 @@ def render_chat_template(
                 messages=list(map(_add_reasoning_keys, messages)),
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
-                **special_tokens,
+                **{"add_generation_prompt": True, **variables},
             )
         )
     except _TemplateRefusal as error:

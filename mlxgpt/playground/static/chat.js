@@ -1,0 +1,74 @@
+// The Chat tab: a conversation with a model that has a chat template.
+
+import { streamTokens } from "./api.js";
+import { generationParams } from "./generate.js";
+import { byId, clearError, element, guarded, showError } from "./shared.js";
+
+let messages = []; // {role, content}
+let running = null;
+
+export function init() {
+  byId("chat-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    guarded(send)();
+  });
+  byId("message").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      byId("chat-form").requestSubmit();
+    }
+  });
+  byId("stop-reply-button").addEventListener("click", () => running?.abort());
+  byId("new-chat-button").addEventListener("click", () => {
+    running?.abort();
+    messages = [];
+    byId("messages").replaceChildren();
+    byId("message").focus();
+  });
+}
+
+function showMessage(role, content) {
+  const text = element("p", {}, content);
+  byId("messages").append(element("li", { className: role }, element("b", {}, role === "user" ? "You" : "Model"), text));
+  text.scrollIntoView({ block: "nearest" });
+  return text;
+}
+
+// Sends the message and shows the reply; without any reply, the message returns to its field.
+async function send() {
+  const content = byId("message").value.trim();
+  if (!content || running) return;
+  clearError();
+  const controller = running = new AbortController();
+  const conversation = messages;
+  conversation.push({ role: "user", content });
+  byId("message").value = "";
+  byId("stop-reply-button").disabled = false;
+  byId("send-button").disabled = true;
+  byId("chat-status").textContent = "";
+  const question = showMessage("user", content).parentElement;
+  const text = showMessage("assistant", "");
+  let reply = "", ending = "stopped";
+  try {
+    const body = { messages: conversation, ...generationParams() };
+    for await (const event of streamTokens(body, controller.signal)) {
+      if (event.finish_reason) ending = event.finish_reason === "length" ? "reached max tokens" : "";
+      text.textContent = reply += event.text ?? "";
+    }
+  } catch (error) {
+    showError(error);
+  }
+  running = null;
+  byId("stop-reply-button").disabled = true;
+  byId("send-button").disabled = false;
+  if (conversation !== messages) return; // a new conversation has begun
+  if (reply) {
+    conversation.push({ role: "assistant", content: reply });
+    byId("chat-status").textContent = ending;
+  } else {
+    conversation.pop();
+    question.remove();
+    text.parentElement.remove();
+    byId("message").value = content;
+  }
+}

@@ -1,0 +1,246 @@
+"""Examples: formats, masks against hand-made ones, refusals by line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxgpt.config import DataConfig
+from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.example_array import ExampleArray
+from mlxgpt.data.examples import (
+    ExampleFormat,
+    encode_example,
+    find_first_example,
+    prepare_examples,
+    read_examples,
+    uses_template,
+)
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
+from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
+from mlxgpt.utils.errors import UserError
+
+BYTES = BPETokenizer([])
+CHAT = add_special_tokens(BYTES, (IM_START, IM_END))
+STRINGS = ExampleFormat(None, template_strings=False, last_only=False, max_tokens=1000)
+MESSAGES = replace(STRINGS, template=CHATML)
+USER, SECOND_USER = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
+ANSWER, SECOND = {"role": "assistant", "content": "Yo"}, {"role": "assistant", "content": "No"}
+TALK = {"messages": [USER, ANSWER, SECOND_USER, SECOND]}
+
+
+def write_rows(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def mark_trained(
+    row: Any, tmp_path: Path, format: ExampleFormat = MESSAGES, tokenizer: Tokenizer = CHAT
+) -> str:
+    """The text of an encoded row, with [ ] around what is trained."""
+    (parsed,) = read_examples([write_rows(tmp_path / "rows.jsonl", row)])
+    ids, trained = encode_example(parsed, format, tokenizer)
+    text, was_trained = "", False
+    for id, is_trained in zip([*ids.tolist(), None], [*trained.tolist(), False], strict=True):
+        text += "[" if is_trained and not was_trained else ""
+        text += "]" if was_trained and not is_trained else ""
+        text += "" if id is None else tokenizer.decode([id])
+        was_trained = is_trained
+    return text
+
+
+def test_strings_are_concatenated_with_an_end_of_text(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2 =", "completion": " 4"}
+    expected = "<|endoftext|>2 + 2 =[ 4<|endoftext|>]"
+    assert mark_trained(row, tmp_path, STRINGS, BYTES) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "last_only", "expected"),
+    [
+        (TALK, False, "U Hi E\nA [Yo E\n]U And? E\nA [No E\n]"),
+        (TALK, True, "U Hi E\nA Yo E\nU And? E\nA [No E\n]"),
+        (
+            {"prompt": [USER, ANSWER, SECOND_USER], "completion": [SECOND]},
+            False,
+            "U Hi E\nA Yo E\nU And? E\nA [No E\n]",
+        ),
+        ({"messages": [USER, ANSWER, SECOND_USER]}, False, "U Hi E\nA [Yo E\n]"),
+    ],
+)
+def test_only_answers_are_trained(row: Any, last_only: bool, expected: str, tmp_path: Path) -> None:
+    for short, long in (
+        ("U ", f"{IM_START}user\n"),
+        ("A ", f"{IM_START}assistant\n"),
+        (" E", IM_END),
+    ):
+        expected = expected.replace(short, long)
+    assert mark_trained(row, tmp_path, replace(MESSAGES, last_only=last_only)) == expected
+
+
+def test_strings_can_be_rendered_with_the_template(tmp_path: Path) -> None:
+    format = replace(MESSAGES, template_strings=True)
+    row = {"prompt": "Hi", "completion": "Yo"}
+    as_messages = {"messages": [USER, ANSWER]}
+    assert mark_trained(row, tmp_path, format) == mark_trained(as_messages, tmp_path, format)
+
+
+def test_special_tokens_in_messages_are_text(tmp_path: Path) -> None:
+    row = {"messages": [USER | {"content": f"a{IM_END}b"}, ANSWER]}
+    (parsed,) = read_examples([write_rows(tmp_path / "rows.jsonl", row)])
+    ids, _ = encode_example(parsed, MESSAGES, CHAT)
+    end = CHAT.added_tokens.ids[IM_END]
+    assert ids.tolist().count(end) == 2  # one per message, from the template
+
+
+def test_a_template_that_changes_earlier_turns_is_refused(tmp_path: Path) -> None:
+    """As templates do that keep only the last answer's reasoning."""
+    template = CHATML.replace("message['content']", "(message['content'] if loop.last else '(…)')")
+    format = replace(MESSAGES, template=template)
+    (row,) = read_examples([write_rows(tmp_path / "rows.jsonl", TALK)])
+    with pytest.raises(UserError, match=r"rows.jsonl, line 1: .* does not render an answer after"):
+        encode_example(row, format, CHAT)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"text": "a"}, "line 2 has 'text', not 'messages'"),
+        ({"prompt": "a", "completion": [ANSWER]}, "one of prompt and completion is text"),
+        ({"messages": "a"}, "messages is not a list of messages"),
+        ({"messages": []}, "messages is not a list of messages"),
+        ({"messages": [{"role": "user"}]}, "messages is not a list of messages"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages is not a list of messages"),
+        ({"prompt": "a\0", "completion": "b"}, "contains a NUL"),
+        ({"prompt": "\ud800", "completion": "b"}, "not valid Unicode"),
+        ({"messages": [USER]}, "line 2: there is no message of the assistant"),
+    ],
+)
+def test_invalid_rows_are_refused_with_their_line(row: Any, problem: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", TALK, row, TALK)
+    with pytest.raises(UserError, match=problem) as caught:
+        [encode_example(parsed, MESSAGES, CHAT) for parsed in read_examples([path])]
+    assert "line 2" in caught.value.problem
+
+
+def test_the_format_is_recognized_by_the_keys(tmp_path: Path) -> None:
+    def find(row: Any, **settings: Any) -> bool | None:
+        source = write_rows(tmp_path / "rows.jsonl", row)
+        data = DataConfig(source=(source,), **settings)
+        example = find_first_example(data)
+        return None if example is None else uses_template(example, data)
+
+    strings = {"prompt": "a", "completion": "b"}
+    assert find({"text": "a"}) is None
+    assert find("a") is None
+    assert find(TALK) is True
+    assert find({"prompt": [USER], "completion": [ANSWER]}) is True
+    assert find(strings) is False
+    assert find(strings, template=True) is True
+    assert find_first_example(DataConfig(source=("shakespeare",))) is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_other_tables_have_the_same_examples(suffix: str, tmp_path: Path) -> None:
+    rows = [TALK, {"messages": [USER, ANSWER]}]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    expected = read_examples([write_rows(tmp_path / "rows.jsonl", *rows)])
+    examples = list(read_examples([str(path)]))
+    assert [row.key for row in examples] == [row.key for row in expected]
+    assert "2" in examples[1].location
+
+
+def test_text_files_among_examples_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=r"a.txt cannot contain prompts and answers"):
+        list(read_examples([write_rows(tmp_path / "rows.jsonl", TALK), str(tmp_path / "a.txt")]))
+
+
+def prepare(tmp_path: Path, *rows: Any, **changes: Any) -> tuple[ExampleArray, ExampleArray, Any]:
+    source = write_rows(tmp_path / "rows.jsonl", *rows)
+    format = replace(STRINGS, **changes)
+    folder = prepare_examples(DataConfig(source=(source,)), format, BYTES, tmp_path / "data")
+    dataset = open_dataset(folder)
+    assert isinstance(dataset.train, ExampleArray)
+    assert isinstance(dataset.val, ExampleArray)
+    return dataset.train, dataset.val, dataset.meta
+
+
+def read_prompts(array: ExampleArray) -> list[str]:
+    return [BYTES.decode(array.prompt(n).tolist()[1:]) for n in range(len(array))]
+
+
+def test_a_data_folder_has_every_example_once(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n} is", "completion": f" {n}"} for n in range(40)]
+    train, val, meta = prepare(tmp_path, *rows, *rows[:7])
+    assert len(set(read_prompts(val))) == 4
+    prompts = read_prompts(train) + read_prompts(val)
+    assert set(prompts) == {row["prompt"] for row in rows}
+    assert not set(read_prompts(train)) & set(read_prompts(val)), "duplicates are in one split"
+    assert meta.train.documents + meta.val.documents == 47
+    assert meta.origin["examples"]["cut"] == 0
+    again = prepare(tmp_path, *rows, *rows[:7])
+    assert (again[0].array == train.array).all()
+
+
+def test_long_examples_are_cut_and_those_without_an_answer_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": str(n), "completion": "y" * n} for n in range(1, 9)]
+    train, val, meta = prepare(tmp_path, *rows, max_tokens=6)
+    lengths = [len(part.example(n).ids) for part in (train, val) for n in range(len(part))]
+    assert sorted(lengths) == [4, 5, 6, 6, 6, 6, 6, 6]
+    assert meta.origin["examples"]["cut"] == 5
+    rows[2] = {"prompt": "too long", "completion": "y"}
+    with pytest.raises(UserError, match="line 3 has no token to train on within 5 tokens"):
+        prepare(tmp_path, *rows, max_tokens=6)
+
+
+def test_validation_examples_are_not_trained_on(tmp_path: Path) -> None:
+    rows = [{"prompt": str(n), "completion": "y"} for n in range(5)]
+    val_source = write_rows(tmp_path / "val.jsonl", *rows[3:])
+    data = DataConfig((write_rows(tmp_path / "rows.jsonl", *rows),), (val_source,))
+    dataset = open_dataset(prepare_examples(data, STRINGS, BYTES, tmp_path / "data"))
+    assert isinstance(dataset.train, ExampleArray)
+    assert read_prompts(dataset.train) == ["0", "1", "2"]
+    same = replace(data, val_source=data.source)
+    with pytest.raises(UserError, match="too few different examples"):
+        prepare_examples(same, STRINGS, BYTES, tmp_path / "data")
+
+
+def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, {"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"})
+    (path,) = (tmp_path / "data").glob("*/train.bin")
+    ids = np.fromfile(path, "<u4")
+    ids[0] ^= 1
+    ids.tofile(path)
+    with pytest.raises(UserError, match=r"does not match meta\.json"):
+        open_dataset(path.parent, verify=True)
+
+
+def test_a_character_model_without_end_of_text_is_refused(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer("ab", end_of_text=False)
+    (row,) = read_examples([write_rows(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})])
+    with pytest.raises(UserError, match="line 1: the model has no end-of-text token"):
+        encode_example(row, STRINGS, tokenizer)
+
+
+def test_added_special_tokens_get_new_ids_and_end_texts() -> None:
+    assert CHAT.vocab_size == BYTES.vocab_size + 2
+    assert CHAT.end_of_text == CHAT.added_tokens.ids[IM_END] == BYTES.vocab_size + 1
+    assert CHAT.encode("a cat").tolist() == BYTES.encode("a cat").tolist()
+    again = add_special_tokens(CHAT, (IM_START, IM_END))
+    assert again.fingerprint == CHAT.fingerprint

@@ -1,0 +1,204 @@
+"""Fine-tuning on prompts and answers, by us and by TRL: masks, loss, gradients, 20 steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, DataConfig, override_config
+from mlxgpt.data.chat_template import CHATML
+from mlxgpt.data.example_array import ExampleArray, pack_examples
+from mlxgpt.data.examples import encode_example, read_examples
+from mlxgpt.data.token_array import Batch
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
+from mlxgpt.storage import run as runs
+from mlxgpt.training.finetune import load_init_weights
+from mlxgpt.training.step import TrainStep
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+trl = pytest.importorskip("trl", reason="trl is not installed")
+transformers = pytest.importorskip("transformers")
+datasets = pytest.importorskip("datasets")
+
+USER = [{"role": "user", "content": text} for text in ("Who is there?", "Really?", "And then?")]
+ANSWER = [
+    {"role": "assistant", "content": text} for text in ("A fox.", "Yes, a fox!", "It ran\n\n away.")
+]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "strings": [{"prompt": f"There were {n}", "completion": " foxes." * n} for n in range(1, 5)],
+    "prompt and completion": [
+        {"prompt": [USER[0], ANSWER[0], USER[n]], "completion": [ANSWER[n]]} for n in (1, 2)
+    ]
+    + [{"prompt": [USER[n]], "completion": [ANSWER[n]]} for n in (0, 2)],
+    "messages": [{"messages": [USER[0], ANSWER[0], USER[n], ANSWER[n]]} for n in (1, 2)]
+    + [{"messages": [USER[n], ANSWER[n]]} for n in (0, 1)],
+}
+# TRL finds the answers of `messages` with these tags.
+CHATML_WITH_TAGS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LEARNING_RATE = 1e-3
+SETTINGS = {
+    "learning_rate": LEARNING_RATE,
+    "min_lr_ratio": 1.0,
+    "warmup_steps": 0,
+    "beta2": 0.999,
+    "weight_decay": 0.0,
+    "grad_clip": 1.0,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> runs.Run:
+    """A small trained GPT-2 with a byte-level BPE."""
+    folder = tmp_path_factory.mktemp("base")
+    stories = [f"Once upon a time there were {n} foxes. It ran away." for n in range(40)]
+    (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
+    config = override_config(tiny, {"block_size": 128, "tied": True})
+    api.train(
+        config=config,
+        source=folder / "fox.txt",
+        tokenizer="bpe",
+        vocab_size=300,
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+    )
+    return runs.find_run(None, folder / "runs")
+
+
+@pytest.fixture(params=ROWS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Sides:
+    """Both sides of the comparison, with the same weights, examples and settings."""
+
+    def __init__(self, base: runs.Run, kind: str, folder: Path) -> None:
+        rows, source = ROWS[kind], str(folder / "rows.jsonl")
+        Path(source).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = override_config(base.config, SETTINGS)
+        config = replace(config, data=DataConfig(source=(source,)))
+        self.config, weights = load_init_weights(base, config, {"dropout": 0.0})
+        self.config = override_config(self.config, {"dropout": 0.0})
+        assert weights.examples is not None
+        self.examples = [
+            encode_example(row, weights.examples, weights.tokenizer)
+            for row in read_examples([source])
+        ]
+        self.model = GPT(self.config.model)
+        load_parameters(self.model, weights.parameters)
+        run = replace(
+            base,
+            folder=folder / "runs" / "tuned",
+            config=self.config,
+            tokenizer=weights.tokenizer,
+            add_bos_token=weights.adds_bos,
+        )
+        runs.create_run(run, weights.chat_template)
+        run.save(run.checkpoints, 0, dict(weights.parameters), {})
+        exported = folder / "exported"
+        api.export(to="hf", run="tuned", runs_dir=folder / "runs", output=exported)
+        self.torch_model = transformers.AutoModelForCausalLM.from_pretrained(exported)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+        tokenizer.pad_token = tokenizer.eos_token
+        if kind == "messages":
+            assert tokenizer.chat_template == CHATML
+            tokenizer.chat_template = CHATML_WITH_TAGS
+        self.trainer = trl.SFTTrainer(
+            self.torch_model,
+            args=trl.SFTConfig(
+                output_dir=str(folder / "trl"),
+                loss_type="nll",
+                assistant_only_loss=kind == "messages",
+                max_length=128,
+                per_device_train_batch_size=4,
+                max_steps=20,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                activation_checkpointing=False,
+            ),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+
+    def our_batch(self) -> Batch:
+        array = ExampleArray(pack_examples(self.examples), self.config.model.vocab_size)
+        batch = array.get_batch(0, seed=0, batch_size=2, micro_batches=2, block_size=128)
+        return Batch(*map(mx.array, batch))
+
+
+@pytest.fixture
+def sides(base: runs.Run, kind: str, tmp_path: Path) -> Sides:
+    return Sides(base, kind, tmp_path)
+
+
+def test_examples_have_the_same_ids_and_masks(sides: Sides) -> None:
+    batch = next(iter(sides.trainer.get_train_dataloader()))
+    theirs = set()
+    for ids, labels, attention in zip(
+        batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+    ):
+        size = int(attention.sum())
+        theirs.add((tuple(ids[:size].tolist()), tuple((labels[:size] != -100).tolist())))
+    ours = {(tuple(ids.tolist()), tuple(trained.tolist())) for ids, trained in sides.examples}
+    assert ours == theirs
+
+
+def test_loss_and_gradients_match(sides: Sides) -> None:
+    step = TrainStep(sides.model, sides.config)
+    loss, gradients = step.compute_gradients(sides.our_batch(), mx.random.key(0))
+    batch = next(iter(sides.trainer.get_train_dataloader()))
+    torch_loss = sides.trainer.compute_loss(sides.torch_model, batch)
+    torch_loss.backward()
+    assert float(loss) == pytest.approx(torch_loss.item(), abs=1e-4)
+    theirs = {name: p.grad.numpy() for name, p in sides.torch_model.named_parameters()}
+    for name, gradient in gradients.items():
+        expected = theirs[f"transformer.{name}"]
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            expected = expected.T  # transformers' Conv1D
+        np.testing.assert_allclose(np.array(gradient), expected, atol=1e-4, err_msg=name)
+
+
+def test_twenty_steps_match(sides: Sides) -> None:
+    step, losses = TrainStep(sides.model, sides.config), []
+    for n in range(20):
+        rate = mx.array(LEARNING_RATE)
+        loss, _ = step(sides.our_batch(), rate, mx.random.key(n))
+        mx.eval(loss, step.state)
+        losses.append(float(loss))
+    sides.trainer.train()
+    records: list[dict[str, Any]] = sides.trainer.state.log_history
+    theirs = [record["loss"] for record in records if "loss" in record]
+    np.testing.assert_allclose(losses, theirs, atol=1e-3)
+    assert losses[-1] < losses[0] - 0.1, "both learn"
+
+
+def test_a_mask_shifted_by_a_token_is_noticed(sides: Sides) -> None:
+    """The comparisons would fail with the most common bug of such masks."""
+    batch = sides.our_batch()
+    shifted = batch._replace(weights=mx.roll(batch.weights, 1, -1))
+    step = TrainStep(sides.model, sides.config)
+    losses = [float(step.compute_gradients(b, mx.random.key(0))[0]) for b in (batch, shifted)]
+    assert abs(losses[0] - losses[1]) > 1e-3
