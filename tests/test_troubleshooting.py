@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
@@ -20,12 +21,20 @@ from mlxgpt.backend import device_errors, macos, memory_limits
 from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.cli import main as cli
 from mlxgpt.cli.commands import evaluate
+from mlxgpt.config import DataConfig, ModelConfig
 from mlxgpt.convert import huggingface
+from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data import http, hub
+from mlxgpt.data.chat_template import CHATML
 from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.examples import ExampleFormat, prepare_examples
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage.run import Run
-from mlxgpt.training import loggers
+from mlxgpt.training import finetune, loggers
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT, TRAIN_ARGS, Capture, expect_error
@@ -471,7 +480,93 @@ def crashed_process(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> 
     return memory_limits.crash_error("SIGSEGV").problem
 
 
+def tune(capsys: Capture, *rows: Any, init_from: str = "bytes", flags: Sequence[str] = ()) -> str:
+    """Fine-tune on some rows; returns the error message."""
+    Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if init_from == "bytes":
+        config = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=64, vocab_size=257)
+        parameters = flatten_params(GPT(config).parameters())
+        model = ImportedModel(config, parameters, BPETokenizer([]), add_bos_token=True)
+        create_imported_run(model, Path("runs/bytes"))
+    return expect_error(capsys, "train", "--init-from", init_from, "--source", "my.jsonl", *flags)
+
+
+QUESTION, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A fox."}
+TALK = {"messages": [QUESTION, ANSWER]}
+
+
+def examples_as_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.jsonl").write_text(json.dumps(TALK))
+    return expect_error(capsys, "train", "--tier", "2", "--source", "my.jsonl")
+
+
+def prepared_examples(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    tokenizer = BPETokenizer([])
+    format = ExampleFormat(CHATML, template_strings=False, last_only=False, max_tokens=99)
+    Path("my.jsonl").write_text(f"{json.dumps(TALK)}\n{json.dumps({'messages': [ANSWER]})}\n")
+    folder = prepare_examples(DataConfig(("my.jsonl",)), format, tokenizer, Path("data"))
+    return expect_error(capsys, "train", "--tier", "2", "--source", str(folder))
+
+
+def row_without_keys(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, TALK, {"text": "a"})
+
+
+def half_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, {"prompt": "a", "completion": [ANSWER]})
+
+
+def no_messages(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, {"messages": ["Who?"]})
+
+
+def no_answer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, TALK, {"messages": [QUESTION]})
+
+
+def unstable_template(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    template = CHATML.replace("message['content']", "(message['content'] if loop.last else '')")
+    patch.setattr(finetune, "CHATML", template)
+    return tune(capsys, TALK, {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]})
+
+
+def no_trained_token(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(
+        capsys, {"prompt": "a" * 100, "completion": "b"}, {"prompt": "a", "completion": "b"}
+    )
+
+
+def single_example(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, TALK, TALK)
+
+
+def text_among_examples(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text("Once")
+    return tune(capsys, TALK, flags=["my.txt"])
+
+
+def no_tokens_for_roles(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, TALK, init_from="done")
+
+
+def no_end_of_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    row = {"prompt": "to be ", "completion": "or not"}
+    return tune(capsys, row, {**row, "completion": "plain"}, init_from="done")
+
+
 ERROR_CASES: list[ErrorCase] = [
+    examples_as_text,
+    prepared_examples,
+    row_without_keys,
+    half_text,
+    no_messages,
+    no_answer,
+    unstable_template,
+    no_trained_token,
+    single_example,
+    text_among_examples,
+    no_tokens_for_roles,
+    no_end_of_text,
     dataset_truncated_in_use,
     truncated_dataset,
     little_memory,

@@ -301,10 +301,10 @@ def prepare_examples(
         "files": [Path(name).name for name in data.source],
         "examples": {**format.tree, "sha256": digest, "cut": cut},
     }
+    examples = {split: split_examples for split, (split_examples, _) in encoded.items()}
     with files.file_lock(folder, "preparing"):
-        _write_folder(
-            folder, {name: rows for name, (rows, _) in encoded.items()}, origin, tokenizer
-        )
+        if not files.exists(folder / "meta.json"):  # prepared by another process meanwhile
+            _write_folder(folder, examples, origin, tokenizer)
     return folder
 
 

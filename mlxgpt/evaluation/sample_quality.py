@@ -14,7 +14,7 @@ import numpy as np
 from mlxgpt.backend import execution
 from mlxgpt.config import SamplingParams
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.example_array import SplitArray
+from mlxgpt.data.example_array import ExampleArray, SplitArray
 from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 from mlxgpt.evaluation import text_metrics
 from mlxgpt.inference.engine import CompiledModel
@@ -67,6 +67,11 @@ def measure_sample_quality(
     Raises:
         UserError: if the validation text is too short.
     """
+    if isinstance(dataset.train, ExampleArray) or isinstance(dataset.val, ExampleArray):
+        raise UserError(
+            f"{dataset.folder} contains prompts and answers, and the quality of texts is measured",
+            "use the run that it was fine-tuned from.",
+        )
     has_stories = tokenizer.end_of_text is not None
     prompt = STORY_PROMPT if has_stories else ""
     held_out = list(_sample_held_out(dataset.val, tokenizer, seed))

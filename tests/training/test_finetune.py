@@ -115,6 +115,8 @@ def test_a_run_on_conversations_keeps_its_template_and_shows_what_it_forgets(
     assert run.chat_template() == CHATML
     assert run.bos is None
     assert summary.try_it == "mlxgpt chat runs/tuned"
+    with pytest.raises(UserError, match="contains prompts and answers"):
+        api.appraise(run="tuned")
     evaluations = [record for record in recorder.records if "val_loss" in record]
     assert [record["step"] for record in evaluations] == [3, 6]
     assert all(record["base_val_loss"] > 0 for record in evaluations)

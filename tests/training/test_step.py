@@ -377,22 +377,24 @@ def test_every_row_is_assigned_to_one_rank(A: int, B: int, size: int, T: int) ->
         assert rows[0].shape == ids.shape
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "weighted"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("A", "B", "size"), [(1, 12, 2), (1, 12, 4), (2, 6, 3), (3, 5, 3), (1, 8, 8)]
 )
 def test_the_mean_over_all_ranks_matches_the_whole_batch(
-    tiny_model: Config, A: int, B: int, size: int, checkpointing: bool
+    tiny_model: Config, A: int, B: int, size: int, checkpointing: bool, weighted: bool
 ) -> None:
     config = override_config(tiny_model, {"dropout": 0.0})
     ids = np.array(random_ids(A, B, 9))
+    weights = np.random.default_rng(0).random((A, B, 8)).astype(np.float32) if weighted else None
+    whole = Batch(ids[..., :-1], ids[..., 1:], weights)
 
     def gradients(rank: int, size: int) -> tuple[float, dict[str, np.ndarray]]:
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
-        rows = mx.array(select_rank_rows(ids, rank, size))
-        loss, tree = TrainStep(model, config).compute_gradients(
-            Batch(rows[..., :-1], rows[..., 1:]), mx.random.key(3)
+        batch = Batch(
+            *(None if a is None else mx.array(select_rank_rows(a, rank, size)) for a in whole)
         )
+        loss, tree = TrainStep(model, config).compute_gradients(batch, mx.random.key(3))
         return float(loss), {name: np.array(value) for name, value in tree.items()}
 
     loss, expected = gradients(0, 1)

@@ -19,7 +19,8 @@ DESCRIPTION = (
     "examples:\n"
     "  mlxgpt train --tier 2\n"
     "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n"
-    "  mlxgpt train --init-from gpt2 --source my.txt        fine-tune a run"
+    "  mlxgpt train --init-from gpt2 --source my.txt        fine-tune a run\n"
+    "  mlxgpt train --init-from gpt2 --source talk.jsonl    on conversations"
 )
 
 
