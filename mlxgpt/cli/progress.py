@@ -314,7 +314,7 @@ class LiveView:
         skipped = [("skipped", f"{r['skipped']:,}")] if r.get("skipped") else []
         base_loss = []
         if self._base_val_loss is not None:
-            base_loss = [("base data's val loss", f"{self._base_val_loss:.4f}")]
+            base_loss = [("base val loss", f"{self._base_val_loss:.4f}")]
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),

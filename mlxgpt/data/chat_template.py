@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
@@ -105,15 +106,11 @@ def render_chat_template(
         UserError: if the template fails or rejects the messages.
     """
     try:
-        return (
-            _create_environment()
-            .from_string(template)
-            .render(
-                messages=list(map(_add_reasoning_keys, messages)),
-                tools=None,
-                documents=None,
-                **{"add_generation_prompt": True, **variables},
-            )
+        return _compile_template(template).render(
+            messages=list(map(_add_reasoning_keys, messages)),
+            tools=None,
+            documents=None,
+            **{"add_generation_prompt": True, **variables},
         )
     except _TemplateRefusal as error:
         raise UserError(
@@ -156,6 +153,11 @@ class _SafeNamespace(Namespace):
 def _check_namespace_name(name: Any) -> None:
     if str(name).startswith("_"):
         raise SecurityError(f"the namespace has the name {name!r}, which begins with an underscore")
+
+
+@lru_cache(maxsize=4)
+def _compile_template(template: str) -> Template:
+    return _create_environment().from_string(template)
 
 
 def _create_environment() -> ImmutableSandboxedEnvironment:

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from mlxgpt.data.chat_template import encode_marked, render_marked
 from mlxgpt.data.example_array import EXAMPLE_DTYPE, pack_examples
 from mlxgpt.data.meta import EXAMPLES_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta
 from mlxgpt.data.normalize import normalize_text, normalize_unicode
-from mlxgpt.data.tokenizers.base import NUL, Tokenizer
+from mlxgpt.data.tokenizers.base import NUL, Tokenizer, byte_lengths
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -49,11 +49,6 @@ class ExampleFormat:
     template_strings: bool
     last_only: bool
     max_tokens: int
-
-    @property
-    def tree(self) -> dict[str, Any]:
-        """Description, part of the data's origin."""
-        return {**vars(self), "template": self.template}
 
 
 class Example(NamedTuple):
@@ -277,7 +272,7 @@ def prepare_examples(
     except OSError as error:
         raise files.to_user_error(error, "read", Path(data.source[0])) from error
     keys = [row.key for row in (*train, *val)]
-    identity = json.dumps([keys, len(train), format.tree, tokenizer.fingerprint])
+    identity = json.dumps([keys, len(train), asdict(format), tokenizer.fingerprint])
     digest = hashlib.sha256(identity.encode()).hexdigest()
     folder = data_dir / f"{sources.data_folder_name(data.source)}-examples-{digest[:8]}"
     if files.exists(folder / "meta.json"):
@@ -299,7 +294,7 @@ def prepare_examples(
     cut = sum(n_cut for _, n_cut in encoded.values())
     origin = {
         "files": [Path(name).name for name in data.source],
-        "examples": {**format.tree, "sha256": digest, "cut": cut},
+        "examples": {**asdict(format), "sha256": digest, "cut": cut},
     }
     examples = {split: split_examples for split, (split_examples, _) in encoded.items()}
     with files.file_lock(folder, "preparing"):
@@ -310,7 +305,7 @@ def prepare_examples(
 
 def _split(rows: Sequence[ExampleRow]) -> tuple[list[ExampleRow], list[ExampleRow]]:
     """Split examples by their contents, so that equal ones are in the same split."""
-    keys = sorted({row.key for row in rows}, key=lambda key: hashlib.sha256(key.encode()).digest())
+    keys = sorted({row.key for row in rows})
     val_keys = set(keys[: max(1, len(keys) // VAL_EVERY)])
     train = [row for row in rows if row.key not in val_keys]
     return train, [row for row in rows if row.key in val_keys]
@@ -325,7 +320,7 @@ def _encode_all(
         example = encode_example(row, format, tokenizer)
         if len(example.ids) > format.max_tokens:
             example, n_cut = Example(*(part[: format.max_tokens] for part in example)), n_cut + 1
-        if not example.trained.any():
+        if not example.trained[1:].any():  # the first token is never predicted
             raise UserError(
                 f"{row.location} has no token to train on within {format.max_tokens - 1:,} tokens",
                 "shorten its prompt, omit that line, or use a larger --block-size.",
@@ -346,8 +341,8 @@ def _write_folder(
     split_metas = {}
     for split, split_examples in examples.items():
         content = pack_examples(split_examples).tobytes()
-        ids = [id for example in split_examples for id in example.ids.tolist()]
-        size = len(tokenizer.decode(ids).encode("utf-8"))
+        ids = np.concatenate([example.ids for example in split_examples])
+        size = int(byte_lengths(tokenizer)[ids].sum())
         sha256 = hashlib.sha256(content).hexdigest()
         split_metas[split] = SplitMeta(len(ids), len(split_examples), size, sha256)
         (scratch / f"{split}.bin").write_bytes(content)

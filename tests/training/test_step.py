@@ -377,6 +377,27 @@ def test_every_row_is_assigned_to_one_rank(A: int, B: int, size: int, T: int) ->
         assert rows[0].shape == ids.shape
 
 
+def test_weights_scale_the_loss_of_each_target(tiny_model: Config) -> None:
+    """A target of weight 0 has no effect, as if it were another one."""
+    config = override_config(tiny_model, {"dropout": 0.0})
+    ids = random_ids(2, 4, 9)
+    inputs, targets = ids[..., :-1], ids[..., 1:]
+    mask = np.random.default_rng(0).integers(0, 2, inputs.shape).astype(np.float32)
+    weights = mx.array(mask * mask.size / mask.sum())
+    model = GPT(config.model, 5)
+    losses = np.array(token_losses(model(inputs.reshape(8, 8)), targets.reshape(8, 8)))
+    expected = float((losses * mask.reshape(8, 8)).sum() / mask.sum())
+    gradients = []
+    for masked_targets in (targets, mx.where(mx.array(mask) > 0, targets, (targets + 1) % 19)):
+        step = TrainStep(GPT(config.model, 5), config)
+        batch = Batch(inputs, masked_targets, weights)
+        loss, tree = step.compute_gradients(batch, mx.random.key(0))
+        assert float(loss) == pytest.approx(expected, abs=1e-5)
+        gradients.append({name: np.array(value) for name, value in tree.items()})
+    for name, value in gradients[0].items():
+        np.testing.assert_array_equal(value, gradients[1][name], err_msg=name)
+
+
 @pytest.mark.parametrize(("checkpointing", "weighted"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("A", "B", "size"), [(1, 12, 2), (1, 12, 4), (2, 6, 3), (3, 5, 3), (1, 8, 8)]
