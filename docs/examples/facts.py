@@ -1,7 +1,7 @@
 """Made-up facts as questions and answers, for docs/fine-tuning.md.
 
 python facts.py            write facts.jsonl and facts-val.jsonl
-python facts.py score RUN  count the questions of facts-val.jsonl that a run answers right
+python facts.py score RUN  count the questions of facts-val.jsonl that a run answers correctly
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def score(run: str) -> None:
             ids = encode_chat(model.run.chat_template(), [question], model.tokenizer)
         outputs = model.iter_tokens(ids, temperature=0.0, max_tokens=30)
         right += town in "".join(output.text for output in outputs)
-    print(f"{run}: {right} of {len(rows)} right")
+    print(f"{run}: {right} of {len(rows)} correct")
 
 
 if __name__ == "__main__":

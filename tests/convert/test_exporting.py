@@ -36,6 +36,7 @@ def test_exported_run_can_be_imported_again(place: Path, capsys: Capture) -> Non
     folder = Path("exports/done-hf")
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

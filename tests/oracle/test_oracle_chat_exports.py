@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class ChatRun:
-    """A run that has learned the answers by heart, and its reply to each question."""
+    """A run that has memorized the answers."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
@@ -97,7 +97,7 @@ def messages(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
-def test_our_answers_are_those_learned(chat_run: ChatRun) -> None:
+def test_our_answers_are_those_of_the_examples(chat_run: ChatRun) -> None:
     for question, answer in QUESTIONS.items():
         ids = encode_chat(chat_run.template, messages(question), chat_run.model.tokenizer)
         outputs = list(chat_run.model.iter_tokens(ids, temperature=0.0, max_tokens=40))
