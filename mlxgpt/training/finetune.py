@@ -120,7 +120,9 @@ def load_init_weights(
     sha256 = files.sha256_file(folder / checkpoint.MODEL_FILE)
     origin = {"run": run.name, "step": saved_checkpoint.step, "sha256": sha256}
     chat_template = run.chat_template() if run.has_chat_template else None
-    weights = InitWeights(parameters, run.tokenizer, origin, chat_template, None, run)
+    weights = InitWeights(
+        parameters, run.tokenizer, origin, chat_template, examples=None, parent=run
+    )
     if example := find_first_example(config.data):
         weights = _prepare_for_examples(weights, config, uses_template(example, config.data))
         vocab_size = max(config.model.vocab_size, weights.tokenizer.vocab_size)
@@ -156,7 +158,7 @@ def _prepare_for_examples(weights: InitWeights, config: Config, is_chat: bool) -
 
 def _add_special_tokens(weights: InitWeights, names: Sequence[str]) -> InitWeights:
     """Add special tokens to a model, the last of which ends a text. Each gets the mean of all
-    tokens' embeddings, as in transformers' `resize_token_embeddings`.
+    tokens' embeddings (Hewitt, Initializing New Word Embeddings, 2021).
     """
     old_size, tokenizer = weights.tokenizer.vocab_size, weights.tokenizer
     tokenizer = add_special_tokens(tokenizer, names)

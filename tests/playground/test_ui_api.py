@@ -61,6 +61,24 @@ def test_generate_continues_from_ids(served: PlayServer, model: LoadedModel) -> 
     assert [event["id"] for event in rest] == [event.id for event in expected]
 
 
+def test_generate_replies_to_messages(own_server: PlayServer, model: LoadedModel) -> None:
+    """With the run's chat template; the oldest messages are dropped if they do not fit."""
+    assert own_server.get("/api/run").json()["has_chat_template"] is False
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    (own_server.folder / "chat_template.jinja").write_text(template)
+    assert own_server.get("/api/run").json()["has_chat_template"] is True
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": "to"} for role in roles]
+    first, *events, last = own_server.post_stream(
+        "/api/generate", messages=messages, seed=5, max_tokens=4
+    )
+    assert "".join(text for _, text, _ in first["prompt"]) == "to\n"  # half of the block is 4 ids
+    assert last == {"finish_reason": "length"}
+    text = "to\n" + "".join(event["text"] for event in events)
+    expected = model.iter_tokens(model.tokenizer.encode("to\n"), seed=5, max_tokens=4)
+    assert text == "to\n" + "".join(output.text for output in expected)
+
+
 def test_generate_at_a_step(served: PlayServer) -> None:
     texts = {
         step: "".join(

@@ -165,6 +165,7 @@ def test_validation_counts_only_answers(base: runs.Run, source: str) -> None:
     assert records[-1]["val_tokens"] == len(losses)
 
 
+@pytest.mark.exact_bits
 def test_a_resumed_run_on_examples_has_the_same_bits(base: runs.Run) -> None:
     class Stop(Callback):
         def on_log(self, record: dict[str, Any]) -> None:
