@@ -75,7 +75,7 @@ def test_generate_replies_to_messages(own_server: PlayServer, model: LoadedModel
     assert "".join(text for _, text, _ in first["prompt"]) == "to\n"  # half of the block is 4 ids
     assert last == {"finish_reason": "length"}
     text = "to\n" + "".join(event["text"] for event in events)
-    expected = model.iter_tokens(model.tokenizer.encode("to\n"), seed=5, max_tokens=4)
+    expected = model.iter_tokens(model.tokenizer.encode("to\n").tolist(), seed=5, max_tokens=4)
     assert text == "to\n" + "".join(output.text for output in expected)
 
 
