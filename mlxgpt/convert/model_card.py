@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import ModelConfig
+from mlxgpt.convert import qwen3
 from mlxgpt.data.tokenizers.base import end_of_text_token
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.stats import count_parameters
@@ -90,6 +91,36 @@ ollama create {name} -f Modelfile && ollama run {name} {shell}
 ```
 """,
 }
+# For runs with a chat template.
+CHAT_COMMANDS = {
+    "hf": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+messages = [{{"role": "user", "content": "Hello!"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens={new}, do_sample=True)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+The same folder also works with mlx-lm:
+
+```
+mlx_lm.chat --model .
+```
+""",
+    "mlx-lm": """```
+mlx_lm.chat --model .
+```
+""",
+    "gguf": """```
+llama-cli -m {name}.gguf
+```
+""",
+}
 EXAMPLE_NEW_TOKENS = 100  # at most, in the example commands
 
 
@@ -102,7 +133,8 @@ def _render_commands(run: Run, runtime: str) -> str:
     literal = json.dumps(prompt, ensure_ascii=False)
     shell = literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt)
     values = {"name": shlex.quote(run.name), "literal": literal, "shell": shell, "new": new_tokens}
-    return RUN_COMMANDS[runtime].format(**values).rstrip()
+    commands = CHAT_COMMANDS if run.has_chat_template else RUN_COMMANDS
+    return commands[runtime].format(**values).rstrip()
 
 
 DEFAULT_PROMPT = "Once upon a time"  # if a run has no usable sample
@@ -130,7 +162,8 @@ def choose_example_prompt(run: Run, max_tokens: int) -> str:
 
 def _describe_architecture(m: ModelConfig) -> str:
     if m.position == "rope":
-        return "Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, tied output head"
+        head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
+        return f"Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, {head}"
     bias_note = "" if m.bias else "; no biases (stored as zeros)"
     return f"GPT-2: learned position embeddings, pre-LayerNorm, GELU, tied output head{bias_note}"
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +125,20 @@ def test_transformers_answers_and_stops(chat_run: ChatRun) -> None:
         reply = output[0, inputs["input_ids"].shape[1] :]
         assert reply[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(reply, skip_special_tokens=True) == answer
+
+
+def test_the_example_of_the_readme_runs(chat_run: ChatRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (chat_run.folder / "hf" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(chat_run.folder / "hf")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    example = example.replace("Hello!", "Who sings?").replace("do_sample=True", "do_sample=False")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as output:
+        warnings.simplefilter("ignore")  # third-party warnings
+        exec(compile(example, "README.md", "exec"), {})
+    assert output.getvalue() == "The lark sings.\n"
+    assert "\nmlx_lm.chat --model .\n" in text
+    card = (chat_run.folder / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert "\nllama-cli -m chat.gguf\n" in card
 
 
 def test_mlx_lm_answers_and_stops(chat_run: ChatRun) -> None:
