@@ -138,9 +138,10 @@ _TRAINING = {
     ),
     "val-batches": EVAL_TOKENS,
     "max-seq-length": Suggestion(
-        "mlx-lm cuts examples to this length, mlxgpt packs them into blocks",
+        "both cut examples to this length; mlxgpt packs plain text into blocks",
         "use --block-size TOKENS.",
     ),
+    "mask-prompt": Suggestion("mlxgpt trains only the answers anyway", "leave it out."),
     "model": INIT_FROM,
     "data": DATASET,
     "test": Suggestion("evaluation is a command", "use: mlxgpt eval RUN"),

@@ -1,7 +1,9 @@
 """Run configuration: frozen dataclasses (schema.py), types and bounds of their fields (fields.py),
-TOML files (toml.py), and resolving flags, tiers and files to one config (resolve.py).
+sampling parameters (sampling.py), TOML files (toml.py), and resolving flags, tiers and files to one
+config (resolve.py).
 """
 
+from mlxgpt.config.sampling import SamplingParams, parse_sampling_params
 from mlxgpt.config.schema import (
     SECTION_BY_FIELD,
     SECTIONS,
@@ -9,13 +11,11 @@ from mlxgpt.config.schema import (
     DataConfig,
     ModelConfig,
     OptimConfig,
-    SamplingParams,
     TrainConfig,
     config_from_tree,
     diff_configs,
     fill_vocab_size,
     override_config,
-    parse_sampling_params,
     validate_config,
     weight_affecting_fields,
 )

@@ -91,7 +91,7 @@ ollama create {name} -f Modelfile && ollama run {name} {shell}
 ```
 """,
 }
-# For runs with a chat template.
+# For runs with a chat template: llama-cli then chats by default (llama.cpp, pull request 11214).
 CHAT_COMMANDS = {
     "hf": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

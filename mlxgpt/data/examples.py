@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,8 @@ class Example(NamedTuple):
     trained: np.ndarray
 
 
-class ExampleRow(NamedTuple):
+@dataclass(frozen=True)
+class ExampleRow:
     """A row of a file.
 
     Attributes:
@@ -73,7 +75,7 @@ class ExampleRow(NamedTuple):
     prompt_length: int = 0
     is_text: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of the row's contents."""
         contents = json.dumps([self.messages, self.prompt_length, self.is_text], sort_keys=True)
@@ -144,7 +146,9 @@ def _parse_row(location: str, row: Mapping[str, Any]) -> ExampleRow:
 
 
 def _check_messages(value: Any, key: str, location: str) -> list[Message]:
-    """Check a list of messages, and normalize their texts."""
+    """Check a list of messages, normalize their texts, and omit their other keys that are null: in
+    a Parquet file, every message has the keys that any message has.
+    """
     is_valid = isinstance(value, list) and all(
         isinstance(message, dict)
         and all(isinstance(message.get(name), str) for name in ("role", "content"))
@@ -155,7 +159,11 @@ def _check_messages(value: Any, key: str, location: str) -> list[Message]:
             f"{location}: {key} is not a list of messages",
             'use the form [{"role": "user", "content": "…"}, {"role": "assistant", …}]',
         )
-    return [{**message, "content": _check_text(message["content"], location)} for message in value]
+    return [
+        {name: field for name, field in message.items() if field is not None}
+        | {"content": _check_text(message["content"], location)}
+        for message in value
+    ]
 
 
 def _check_text(text: str, location: str) -> str:

@@ -35,7 +35,7 @@ class RunLogs:
     """The logs in one run's folder. Their contents are not trusted.
 
     Attributes:
-        folder_fd: file descriptor of the folder during training; see `run.hold_run_folder`.
+        folder_fd: file descriptor of the folder during training; see `hold_run_folder`.
     """
 
     folder: Path

@@ -20,6 +20,7 @@ from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.checkpoint import Checkpoint
+from mlxgpt.storage.hold_folder import hold_run_folder
 from mlxgpt.storage.run import Run
 from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback
@@ -87,7 +88,7 @@ def resume_or_create_run(
             load_parameters(step_function.model, job.init_weights.parameters)
     step = saved_checkpoint.step if saved_checkpoint else 0
     estimate = job.estimate.for_plan(config, step)
-    with runs.hold_run_folder(run) as run:
+    with hold_run_folder(run) as run:
         run.log_session_start(
             step, describe_environment(group.size), changed_settings, estimate.to_tree()
         )

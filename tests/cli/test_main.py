@@ -4,18 +4,14 @@ import inspect
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlxgpt import api, config, loaded_model
-from mlxgpt.cli import main as cli_main
 from mlxgpt.cli.main import EXIT_INTERRUPTED, main
 from mlxgpt.config import toml
 from mlxgpt.config.fields import iter_fields
@@ -560,29 +556,3 @@ def test_file_name_that_is_not_utf8_works_in_all_commands(
         assert main(command) == 0, command
     assert "caf" in Path("exports/done-hf/README.md").read_text(encoding="utf-8")
     assert toml.load_config(Path("runs/done/config.toml")).data.source == (r"caf\udce9.txt",)
-
-
-def test_an_interrupt_in_a_callback_is_not_lost(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Python prints exceptions of weak references' callbacks, and continues."""
-
-    def interrupt(_: object) -> None:
-        raise KeyboardInterrupt
-
-    def drop_referenced_object() -> None:
-        target = set_class()
-        reference = weakref.ref(target, interrupt)
-        del target
-        assert reference() is None
-        time.sleep(10)
-
-    set_class = type("Target", (set,), {})
-    monkeypatch.setattr(sys, "unraisablehook", cli_main._redeliver_interrupt)
-    old_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            drop_referenced_object()
-    finally:
-        signal.signal(signal.SIGINT, old_handler)
-    assert capsys.readouterr().err == ""

@@ -148,6 +148,36 @@ def test_the_format_is_recognized_by_the_keys(tmp_path: Path) -> None:
     assert find_first_example(DataConfig(source=("shakespeare",))) is None
 
 
+def test_parquet_rows_as_on_the_hub(tmp_path: Path) -> None:
+    """HuggingFaceH4/ultrachat_200k has `prompt`, `prompt_id` and `messages`; in
+    trl-internal-testing/harmony, messages without `thinking` have it as null. A null content, as
+    of a message that only calls tools, is refused with its row.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(*answers: dict[str, str | None]) -> str:
+        rows = [
+            {
+                "prompt": "Hi",
+                "prompt_id": "f0e37e9f",
+                "messages": [{"content": "Hi", "role": "user"}, {"role": "assistant", **answer}],
+            }
+            for answer in answers
+        ]
+        path = tmp_path / "train_sft-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return str(path)
+
+    with_thinking: dict[str, str | None] = {"content": "Yo", "thinking": "A greeting."}
+    first, second = read_examples([write({"content": "Yo", "thinking": None}, with_thinking)])
+    (expected,) = read_examples([write_rows(tmp_path / "rows.jsonl", {"messages": [USER, ANSWER]})])
+    assert first.key == expected.key
+    assert second.messages[1]["thinking"] == "A greeting."
+    with pytest.raises(UserError, match="row 2: messages is not a list of messages"):
+        list(read_examples([write({"content": "Yo"}, {"content": None})]))
+
+
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
 def test_other_tables_have_the_same_examples(suffix: str, tmp_path: Path) -> None:
     rows = [TALK, {"messages": [USER, ANSWER]}]

@@ -11,21 +11,28 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import api
+from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
 from tests.helpers.log_lines import capture_log_lines
 
-# Every option that some modern recipe uses.
-MODERN_PARTS: dict[str, Any] = {
+# The modern recipe's, in Qwen3's layout without biases.
+QWEN3_PARTS: dict[str, Any] = {
     "position": "rope",
     "norm": "rms",
     "qk_norm": True,
     "mlp": "swiglu",
     "tied": False,
     "embedding_norm": True,
+}
+# Every option that some modern recipe uses.
+MODERN_PARTS: dict[str, Any] = {
+    **QWEN3_PARTS,
     "value_embeddings": True,
     "value_gate": True,
     "smear": True,
@@ -99,3 +106,19 @@ def metrics(run: str) -> list[dict[str, Any]]:
 def last_saved_step(run: str) -> int:
     steps = checkpoint.list_steps(Path("runs") / run / "checkpoints")
     return steps[-1] if steps else 0
+
+
+def train_fox_model(folder: Path, config: Config, *, stories: int = 40) -> runs.Run:
+    """Train a small model with a byte-level BPE: the run `fox` in FOLDER/runs, with its data."""
+    texts = [f"Once upon a time there were {n} foxes." for n in range(stories)]
+    (folder / "fox.txt").write_text(END_OF_TEXT.join(texts))
+    summary = api.train(
+        config=config,
+        source=folder / "fox.txt",
+        tokenizer="bpe",
+        vocab_size=280,
+        run="fox",
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+    )
+    return runs.open_run(summary.run)

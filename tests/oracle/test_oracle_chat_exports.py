@@ -15,8 +15,8 @@ import pytest
 from mlxgpt import api
 from mlxgpt.config import Config, override_config
 from mlxgpt.data.chat_template import encode_chat
-from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.loaded_model import load
+from tests.helpers.training_runs import QWEN3_PARTS, train_fox_model
 from tests.oracle.test_oracle_gguf import LlamaServer
 
 transformers = pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
@@ -25,15 +25,7 @@ mlx_lm = pytest.importorskip("mlx_lm", reason="the extra `oracle` is not install
 QUESTIONS = {"Who sings?": "The lark sings.", "Who runs?": "A fox, and a hare.", "Why?": "Hunger."}
 RECIPES: dict[str, dict[str, Any]] = {
     "classic": {"tied": True},
-    "modern": {
-        "bias": False,
-        "position": "rope",
-        "norm": "rms",
-        "qk_norm": True,
-        "mlp": "swiglu",
-        "tied": False,
-        "embedding_norm": True,
-    },
+    "modern": {**QWEN3_PARTS, "bias": False},
 }
 
 
@@ -42,8 +34,7 @@ class ChatRun:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
-        stories = [f"Once upon a time there were {n} foxes and a lark." for n in range(40)]
-        (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
+        train_fox_model(folder, config)
         rows = [
             {
                 "messages": [
@@ -54,27 +45,21 @@ class ChatRun:
             for question, answer in QUESTIONS.items()
         ]
         (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.folders = {"runs_dir": folder / "runs", "data_dir": folder / "data"}
-        options: dict[str, Any] = {"config": config, **self.folders}
-        base: dict[str, Any] = {"source": folder / "fox.txt", "tokenizer": "bpe", "vocab_size": 300}
-        api.train(run="base", **base, **options)
-        source = folder / "talk.jsonl"
-        tuned: dict[str, Any] = {
-            "max_steps": 150,
-            "eval_interval": 150,
-            "dropout": 0.0,
-            "learning_rate": 3e-3,
-        }
         other = {"prompt": "a", "completion": "b"}  # so that all questions are for training
         (folder / "val.jsonl").write_text(json.dumps(other) + "\n")
         api.train(
-            init_from="base",
+            config=config,
+            init_from="fox",
             run="chat",
-            source=source,
+            source=folder / "talk.jsonl",
             val_source=folder / "val.jsonl",
             template=True,
-            **tuned,
-            **options,
+            max_steps=150,
+            eval_interval=150,
+            dropout=0.0,
+            learning_rate=3e-3,
+            runs_dir=folder / "runs",
+            data_dir=folder / "data",
         )
         self.model = load("chat", checkpoint="newest", runs_dir=folder / "runs")
         self.template = self.model.run.chat_template()

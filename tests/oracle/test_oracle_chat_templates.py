@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import Any
 
+import jinja2
 import pytest
 
 from mlxgpt import api
@@ -15,9 +16,9 @@ from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
 from tests.helpers.chat_templates import CONVERSATIONS, TEMPLATES
+from tests.helpers.training_runs import train_fox_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-jinja2 = pytest.importorskip("jinja2")
 
 SPECIAL = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
 
@@ -26,17 +27,7 @@ SPECIAL = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
 def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> LoadedModel:
     """A small trained model with a byte-level BPE."""
     folder = tmp_path_factory.mktemp("bpe")
-    stories = [f"Once upon a time there were {n} foxes." for n in range(40)]
-    (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
-    api.train(
-        config=tiny,
-        source=folder / "fox.txt",
-        tokenizer="bpe",
-        vocab_size=280,
-        run="fox",
-        runs_dir=folder / "runs",
-        data_dir=folder / "data",
-    )
+    train_fox_model(folder, tiny)
     return load("fox", runs_dir=folder / "runs")
 
 

@@ -17,12 +17,12 @@ from mlxgpt.data.chat_template import CHATML
 from mlxgpt.data.example_array import ExampleArray, pack_examples
 from mlxgpt.data.examples import encode_example, read_examples
 from mlxgpt.data.token_array import Batch
-from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.step import TrainStep
+from tests.helpers.training_runs import train_fox_model
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -67,19 +67,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> runs.Run:
     """A small trained GPT-2 with a byte-level BPE."""
-    folder = tmp_path_factory.mktemp("base")
-    stories = [f"Once upon a time there were {n} foxes. It ran away." for n in range(40)]
-    (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
     config = override_config(tiny, {"block_size": 128, "tied": True})
-    api.train(
-        config=config,
-        source=folder / "fox.txt",
-        tokenizer="bpe",
-        vocab_size=300,
-        runs_dir=folder / "runs",
-        data_dir=folder / "data",
-    )
-    return runs.find_run(None, folder / "runs")
+    return train_fox_model(tmp_path_factory.mktemp("base"), config, stories=80)
 
 
 @pytest.fixture(params=ROWS)

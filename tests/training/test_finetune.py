@@ -21,7 +21,13 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.utils.errors import UserError
-from tests.helpers.training_runs import MODERN_PARTS, Recorder, final_state, metrics
+from tests.helpers.training_runs import (
+    MODERN_PARTS,
+    Recorder,
+    final_state,
+    metrics,
+    train_fox_model,
+)
 
 BLOCK_SIZE = 64
 
@@ -42,20 +48,10 @@ STRINGS = [{"prompt": f"{n} is", "completion": f" a fox {n}."} for n in range(12
 def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """A folder with a small run, its data, and files of examples."""
     folder = tmp_path_factory.mktemp("finetune")
-    stories = [f"Once upon a time there were {n} foxes." for n in range(400)]
-    (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
+    config = override_config(tiny, {"block_size": BLOCK_SIZE, **MODERN_PARTS})
+    train_fox_model(folder, config, stories=400)
     write_rows(folder / "talk.jsonl", TALKS)
     write_rows(folder / "strings.jsonl", STRINGS)
-    parts = {**MODERN_PARTS, "value_embeddings": True}
-    api.train(
-        config=override_config(tiny, {"block_size": BLOCK_SIZE, **parts}),
-        source=folder / "fox.txt",
-        tokenizer="bpe",
-        vocab_size=300,
-        run="base",
-        runs_dir=folder / "runs",
-        data_dir=folder / "data",
-    )
     return folder
 
 
@@ -64,7 +60,7 @@ def base(trained_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A copy of the run, in the current folder."""
     shutil.copytree(trained_base, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return runs.open_run(Path("runs/base"))
+    return runs.open_run(Path("runs/fox"))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -84,7 +80,7 @@ def tune(source: str, **settings: Any) -> mlxgpt.TrainingSummary:
         "warmup_steps": 1,
         "sample_tokens": 5,
     }
-    return api.train(init_from="base", source=source, **{**defaults, **settings})
+    return api.train(init_from="fox", source=source, **{**defaults, **settings})
 
 
 def test_special_tokens_get_the_mean_of_all_embeddings(base: runs.Run) -> None:
@@ -130,7 +126,7 @@ def test_the_forgetting_loss_is_that_of_the_base_model_before_training(
     base: runs.Run, notes: list[str]
 ) -> None:
     tune("strings.jsonl", learning_rate=0.0, muon_learning_rate=0.0, weight_decay=0.0)
-    expected = api.evaluate(run="base").loss
+    expected = api.evaluate(run="fox").loss
     records = list(runs.open_run(Path("runs/tuned")).metrics())
     assert records[-1]["base_val_loss"] == pytest.approx(expected, abs=1e-5)
     assert f"loss on the base model's validation data, before: {expected:.4f}" in notes
@@ -235,7 +231,7 @@ def test_examples_need_a_model_to_start_from(base: runs.Run, tiny: Config) -> No
     assert "--init-from RUN" in caught.value.remedy
     tune("talk.jsonl")
     (folder,) = Path("data").glob("talk-*")
-    for options in ({"config": tiny}, {"init_from": "base"}):
+    for options in ({"config": tiny}, {"init_from": "fox"}):
         with pytest.raises(UserError, match="prepared for another run"):
             api.train(source=str(folder), run="other", **options)
 

@@ -4,6 +4,8 @@ import { streamTokens } from "./api.js";
 import { generationParams } from "./generate.js";
 import { byId, clearError, element, guarded, showError } from "./shared.js";
 
+const MAX_MESSAGES = 199; // of the server's 200, so that the first one is the user's
+
 let messages = []; // {role, content}
 let running = null;
 
@@ -50,7 +52,7 @@ async function send() {
   const text = showMessage("assistant", "");
   let reply = "", ending = "stopped";
   try {
-    const body = { messages: conversation, ...generationParams() };
+    const body = { messages: conversation.slice(-MAX_MESSAGES), ...generationParams() };
     for await (const event of streamTokens(body, controller.signal)) {
       if (event.finish_reason) ending = event.finish_reason === "length" ? "reached max tokens" : "";
       text.textContent = reply += event.text ?? "";

@@ -1,0 +1,72 @@
+"""The Chat tab of `mlxgpt play` in Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxgpt.config import Config, override_config
+from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.convert.importing import create_imported_run
+from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
+from tests.browser.test_play import PlayPage, axe
+from tests.helpers.play_server import PlayServer, serve_run
+from tests.helpers.tiny_models import make_random_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
+
+
+@pytest.fixture(scope="module")
+def chat_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
+    """Server of a model with random weights and a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "chat"
+    tokenizer = add_special_tokens(BPETokenizer([]), (IM_START, IM_END))
+    sizes = {"vocab_size": tokenizer.vocab_size, "block_size": 64}
+    config = override_config(tiny, sizes)
+    parameters = dict(tree_flatten(make_random_model(config).parameters()))
+    model = ImportedModel(config.model, parameters, tokenizer, False, chat_template=CHATML)
+    create_imported_run(model, folder)
+    with serve_run(folder) as server:
+        yield server
+
+
+def test_a_conversation(browser: Any, chat_served: PlayServer) -> None:
+    """Messages and replies, Enter and Shift+Enter, a failed reply, a new conversation."""
+    play = PlayPage(browser, chat_served)
+    page = play.page
+    page.fill("#max-tokens", "20")
+    play.open_tab("Chat")
+
+    def send(text: str, count: int) -> list[str]:
+        page.fill("#message", text)
+        page.press("#message", "Enter")
+        page.wait_for_selector(f"#messages li:nth-child({count})")
+        page.wait_for_selector("#send-button:enabled")
+        return list(page.locator("#messages li p").all_text_contents())
+
+    first = send("Hello", 2)
+    assert first[0] == "Hello"
+    assert first[1]
+    second = send("Who?", 4)
+    assert second[:3] == [*first, "Who?"]
+    assert page.input_value("#message") == ""
+    page.press("#message", "Shift+Enter")
+    assert page.input_value("#message") == "\n"
+    assert axe.Axe().run(page).violations_count == 0
+    page.route("**/api/generate", lambda route: route.abort())
+    page.fill("#message", "Lost?")
+    page.click("#send-button")
+    assert "not responding" in play.error()
+    assert page.input_value("#message") == "Lost?"
+    assert page.locator("#messages li p").all_text_contents() == second
+    page.unroute("**/api/generate")
+    page.click("#new-chat-button")
+    assert page.locator("#messages li").count() == 0
+    assert send("Hello", 2)[0] == "Hello"
+    assert [m for m in play.console_messages if "Failed to load resource" not in m] == []
+    play.context.close()
