@@ -6,7 +6,6 @@ stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 from mlxgpt.backend import device_errors, macos, memory_limits, supervisor
 from mlxgpt.cli import streams
 from mlxgpt.cli.console import logging_to_console
+from mlxgpt.cli.interrupts import redeliver_interrupt
 from mlxgpt.cli.output import EXIT_INTERRUPTED, print_stderr
 from mlxgpt.cli.parser import COMMANDS, make_parser
 from mlxgpt.distributed.launcher import get_rank
@@ -34,7 +34,7 @@ def run_and_exit() -> NoReturn:
 
         argcomplete.autocomplete(make_parser())
     streams.install_streams()
-    sys.unraisablehook = _redeliver_interrupt
+    sys.unraisablehook = redeliver_interrupt
     is_child = supervisor.enter_supervised_child()
     try:
         supervise = memory_limits.memory_limits() and not is_child
@@ -99,16 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_error(problem)
     print_stderr(f"{notice}; starting over")
     return main(command_line)
-
-
-def _redeliver_interrupt(unraisable: Any) -> None:
-    """Hook for exceptions that Python can only print, such as in a weak reference's callback: a
-    Ctrl-C there would be lost, so it interrupts the main thread again, after the callback.
-    """
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(unraisable)
 
 
 def _disable_compilation(error: BaseException) -> str | None:

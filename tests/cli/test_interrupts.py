@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from mlxgpt.cli import main as cli_main
+from mlxgpt.cli.interrupts import redeliver_interrupt
 
 
 def test_an_interrupt_in_a_callback_is_not_lost(
@@ -26,7 +26,7 @@ def test_an_interrupt_in_a_callback_is_not_lost(
         time.sleep(10)
 
     set_class = type("Target", (set,), {})
-    monkeypatch.setattr(sys, "unraisablehook", cli_main._redeliver_interrupt)
+    monkeypatch.setattr(sys, "unraisablehook", redeliver_interrupt)
     old_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
