@@ -235,6 +235,7 @@ def load(
     *,
     checkpoint: str = "best",
     quantize: int | None = None,
+    adapter: bool = True,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> LoadedModel:
@@ -244,10 +245,11 @@ def load(
         run: name or folder; default: the newest run with a checkpoint.
         checkpoint: `best`, `newest` or a step.
         quantize: bits per weight, 16, 8 or 4; default: 32.
+        adapter: False loads the model that the run's adapter belongs to, without the adapter.
     """
     if quantize is not None and quantize not in quantized.QUANTIZATION_BITS:
         raise UserError(f"cannot quantize to {quantize} bits per weight", "use 16, 8 or 4.")
-    loaded = LoadedModel(*load_run_model(run, checkpoint, runs_dir))
+    loaded = LoadedModel(*load_run_model(run, checkpoint, runs_dir, adapter=adapter))
     if quantize is None:
         return loaded
     val_data = _load_val_data(loaded.run, resolve_folder("data", data_dir))
@@ -273,6 +275,7 @@ def generate(
     run: str | None = None,
     checkpoint: str = "best",
     quantize: int | None = None,
+    adapter: bool = True,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     **sampling: Any,
@@ -281,11 +284,16 @@ def generate(
 
     Args:
         prompt, sampling: see LoadedModel.generate.
-        run, checkpoint, quantize: see `load`.
+        run, checkpoint, quantize, adapter: see `load`.
     """
     config.parse_sampling_params(sampling)  # check parameters before loading the model
     model = load(
-        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
+        run,
+        checkpoint=checkpoint,
+        quantize=quantize,
+        adapter=adapter,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
     )
     return model.generate(prompt, **sampling)
 
@@ -296,6 +304,7 @@ def stream(
     run: str | None = None,
     checkpoint: str = "best",
     quantize: int | None = None,
+    adapter: bool = True,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     **sampling: Any,
@@ -303,7 +312,12 @@ def stream(
     """Stream one text; arguments as in `generate`, result as in LoadedModel.stream."""
     config.parse_sampling_params(sampling)
     model = load(
-        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
+        run,
+        checkpoint=checkpoint,
+        quantize=quantize,
+        adapter=adapter,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
     )
     return model.stream(prompt, **sampling)
 

@@ -554,7 +554,35 @@ def no_end_of_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return tune(capsys, row, {**row, "completion": "plain"}, init_from="done")
 
 
+LORA_ARGS = ("train", "--init-from", "runs/done", "--source", "data/words", "--lora-rank", "2")
+
+
+def lora_without_base(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return expect_error(capsys, "train", "--tier", "1", "--lora-rank", "2")
+
+
+def base_elsewhere(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return expect_error(capsys, *LORA_ARGS, "--runs-dir", "other")
+
+
+def base_missing(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    assert cli.main([*LORA_ARGS, "--max-steps", "1", "--run", "tuned"]) == 0
+    Path("runs/done").rename("runs/moved")
+    return expect_error(capsys, "generate", "--run", "tuned")
+
+
+def base_changed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    assert cli.main([*LORA_ARGS, "--max-steps", "1", "--run", "tuned"]) == 0
+    for path in Path("runs/done/checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"")
+    return expect_error(capsys, "generate", "--run", "tuned")
+
+
 ERROR_CASES: list[ErrorCase] = [
+    lora_without_base,
+    base_elsewhere,
+    base_missing,
+    base_changed,
     examples_as_text,
     prepared_examples,
     row_without_keys,

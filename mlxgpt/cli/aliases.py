@@ -52,8 +52,9 @@ class Suggestion(NamedTuple):
 
 MICRO_BATCHES = "mlx-lm counts micro-batches, mlxgpt optimizer updates"
 NO_FLAG = "there is nothing to set"
-LORA = Suggestion(
-    "mlxgpt trains all weights, without LoRA", "fine-tune a run: mlxgpt train --init-from RUN."
+ADAPTER_PATH = Suggestion(
+    "an adapter is a run of its own",
+    "use --run RUN; for one of mlx-lm: mlxgpt import DIR --base RUN.",
 )
 CHOOSE_DEVICE = Suggestion(
     "MLX uses the GPU where there is one",
@@ -145,11 +146,14 @@ _TRAINING = {
     "model": INIT_FROM,
     "data": DATASET,
     "test": Suggestion("evaluation is a command", "use: mlxgpt eval RUN"),
-    "resume-adapter-file": LORA,
-    "fine-tune-type": LORA,
+    "resume-adapter-file": RESUME,
+    "fine-tune-type": Suggestion(
+        "a rank selects LoRA",
+        "use --lora-rank 8, with --dora for DoRA; without it, train all weights.",
+    ),
     "num-layers": Suggestion(
-        "mlx-lm fine-tunes this many layers, mlxgpt all of them",
-        "leave it out; --n-layer N sets the number of transformer blocks.",
+        "mlx-lm adapts this many layers",
+        "use --lora-layers N; --n-layer N is the number of blocks.",
     ),
     # Hugging Face
     "model-name-or-path": INIT_FROM,
@@ -199,7 +203,7 @@ _MODEL = {
     "model-name-or-path": TRAINED_MODEL,
     "hf-path": TRAINED_MODEL,
     "init-from": TRAINED_MODEL,
-    "adapter-path": LORA,
+    "adapter-path": ADAPTER_PATH,
     "out-dir": Suggestion(
         "a run is chosen by its name", "use --run RUN, and --runs-dir DIR for the parent folder."
     ),
@@ -212,7 +216,7 @@ SUGGESTIONS: dict[str, dict[str, Suggestion]] = {
         "device": CHOOSE_DEVICE,
         "no-cuda": CHOOSE_DEVICE,
         "use-cpu": CHOOSE_DEVICE,
-        "adapter-path": LORA,
+        "adapter-path": ADAPTER_PATH,
         "out": Suggestion("the output has one name everywhere", "use --output."),
     },
     "train": _TRAINING,
@@ -298,7 +302,7 @@ COMMAND_SUGGESTIONS = {
     "repl": "mlxgpt generate --interactive",
     "finetune": "mlxgpt train --init-from RUN",
     "fine-tune": "mlxgpt train --init-from RUN",
-    "lora": "mlxgpt train --init-from RUN",
+    "lora": "mlxgpt train --init-from RUN --lora-rank 8",
     "tune": "mlxgpt train --init-from RUN, or to compare settings mlxgpt compare",
     "sweep": "mlxgpt compare",
     "resume": "mlxgpt train, with the same flags as before",

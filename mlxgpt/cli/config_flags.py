@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from functools import cache
 from typing import Any
@@ -18,14 +18,25 @@ SECTION_TITLES = {
     "data": "data",
     "optim": "optimizer and schedule",
     "train": "training",
+    "lora": "LoRA",
 }
 # Shown by `--help`; `--help-all` shows every setting.
 COMMON_SETTINGS = (
     *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout"),
-    *("source", "tokenizer", "learning_rate", "batch_size", "max_steps", "seed", "eval_interval"),
+    *(
+        "source",
+        "tokenizer",
+        "lora_rank",
+        "learning_rate",
+        "batch_size",
+        "max_steps",
+        "seed",
+        "eval_interval",
+    ),
 )
 # Metavars that name a unit; other numbers are N (integer) or X (float).
 UNITS = {
+    "lora_layers": "all|N",
     "block_size": "TOKENS",
     "vocab_size": "TOKENS",
     "eval_tokens": "TOKENS",
@@ -96,8 +107,10 @@ def add_dataclass_flags(group: argparse._ArgumentGroup, cls: type) -> None:
             metavar = "|".join(item.metadata["choices"])
             action = group.add_argument(flag, metavar=metavar, **options)
         else:
-            number_type, placeholder = (float, "X") if field_type is float else (int, "N")
-            metavar = UNITS.get(name, placeholder)
+            number_type: Callable[[str], float] = float if field_type is float else int
+            metavar = UNITS.get(name, "X" if field_type is float else "N")
+            if name == "lora_layers":
+                number_type = _parse_layers
             action = group.add_argument(flag, type=number_type, metavar=metavar, **options)
         if not is_sampling:
             # Read by HelpFormatter; `hidden_help` is shown by --help-all.
@@ -185,6 +198,10 @@ def add_folder_flags(
         parser.add_argument(
             "--data-dir", metavar="DIR", help="folder of prepared data (default: data)"
         )
+
+
+def _parse_layers(text: str) -> int:
+    return 0 if text == "all" else int(text)
 
 
 @cache

@@ -229,6 +229,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (LoRA, Hu et al., 2021): fine-tuning without changing the weights."""
+
+    lora_rank: int = config_field(
+        0, "with --init-from, train adapters of this rank only; 0: train all weights", low=0
+    )
+    lora_alpha: float = config_field(16.0, "adapters are scaled by lora_alpha / lora_rank", low=0.0)
+    lora_layers: int = config_field(0, "number of last blocks with adapters; 0: all", low=0)
+    dora: bool = config_field(
+        False, "also train the norm of each row of the adapted weights (DoRA, Liu et al., 2024)"
+    )
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of the adapters' output."""
+        return self.lora_alpha / self.lora_rank
+
+    def adapted_blocks(self, n_layer: int) -> range:
+        """Indices of the blocks with adapters."""
+        return range(n_layer - (self.lora_layers or n_layer), n_layer)
+
+
+@dataclass(frozen=True)
 class Config:
     """Complete configuration of a run."""
 
@@ -236,6 +259,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     @property
     def sequences_per_step(self) -> int:
@@ -325,6 +349,13 @@ def validate_config(config: Config) -> Config:
         raise UserError(
             "value_gate = true needs value_embeddings = true",
             "set value_embeddings = true, or omit value_gate.",
+        )
+    if config.lora.dora and not config.lora.lora_rank:
+        raise UserError("dora = true needs a lora_rank", "set lora_rank = 8, or omit dora.")
+    if config.lora.lora_layers > model.n_layer:
+        raise UserError(
+            f"lora_layers = {config.lora.lora_layers} exceeds n_layer = {model.n_layer}",
+            "use fewer, or omit it for all.",
         )
     return config
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,19 +14,23 @@ import mlx.core as mx
 from mlxgpt.backend.safetensors_io import save_arrays
 from mlxgpt.config import ModelConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
-from mlxgpt.convert import gguf, huggingface, mlx_lm, qwen3, tokenizers
-from mlxgpt.convert.model_card import render_model_card
+from mlxgpt.convert import adapters, gguf, huggingface, mlx_lm, qwen3, tokenizers
+from mlxgpt.convert.model_card import render_adapter_card, render_model_card
 from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.dataset import is_prepared
 from mlxgpt.data.tokenizers.base import end_of_text_token
 from mlxgpt.evaluation import loss
+from mlxgpt.model.lora import changes_nothing
 from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
-from mlxgpt.storage.loading import load_run_model, open_run_dataset
-from mlxgpt.storage.run import Run
+from mlxgpt.storage.loading import load_base_model, load_run_model, open_run_dataset
+from mlxgpt.storage.run import Run, find_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 RUNTIMES = ("hf", "mlx-lm", "gguf")  # choices of --to
+ADAPTER_RUNTIMES = ("peft", "mlx-lm")  # with --adapters
 QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize
 
 
@@ -50,6 +57,7 @@ def export(
     run: str | None = None,
     checkpoint: str = "best",
     quantize: int | None = None,
+    adapters: bool = False,
     output: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
@@ -60,6 +68,8 @@ def export(
         to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, or `gguf` (llama.cpp; Ollama and
             LM Studio not tested).
         quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32.
+        adapters: export only the adapters of a run with LoRA, to `peft` or `mlx-lm`; default: the
+            whole model, fused with them.
         output: folder to write; default: exports/RUN-TO.
         run, checkpoint: see `load`.
 
@@ -68,13 +78,20 @@ def export(
             folder exists or cannot be written.
     """
     for value, allowed, flag in (
-        (to, RUNTIMES, "--to"),
+        (to, ADAPTER_RUNTIMES if adapters else RUNTIMES, "--to"),
         (quantize, QUANTIZE_BITS, "--quantize"),
     ):
         if value is not None and value not in allowed:
             raise UserError(
-                f"{flag} {value} is not one of {', '.join(map(str, allowed))}", "use one of these."
+                f"{flag} {value} is not one of {', '.join(map(str, allowed))}",
+                "use one of these, or add --adapters." if value == "peft" else "use one of these.",
             )
+    if adapters:
+        if quantize:
+            raise UserError("--adapters does not support --quantize", "omit one of them.")
+        opened_run = find_run(run, resolve_folder("runs", runs_dir))
+        folder = Path(output or f"exports/{opened_run.name}-{to}")
+        return ExportResult(folder, export_adapters(opened_run, checkpoint, folder, to))
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
     suffix = f"-{quantize}bit" if quantize else ""
     folder = Path(output) if output else Path("exports") / f"{opened_run.name}-{to}{suffix}"
@@ -118,6 +135,22 @@ def export_run(
             "--to hf does not support --quantize",
             "omit --quantize, or export --to mlx-lm or --to gguf.",
         )
+    if _check_architecture(run) and runtime == "mlx-lm":
+        raise UserError(
+            f"{run.name} is not a GPT-2, and --to mlx-lm supports GPT-2 only",
+            "export it --to hf, then run: mlx_lm.convert --hf-path FOLDER -q",
+        )
+    with _writing_folder(folder) as scratch:
+        _write_files(run, parameters, scratch, runtime, bits)
+        files.write_atomically(scratch / "README.md", render_model_card(run, step, runtime, bits))
+
+
+def _check_architecture(run: Run) -> bool:
+    """Whether a run's model is a Qwen3, not a GPT-2.
+
+    Raises:
+        UserError: if it is neither.
+    """
     is_modern = differs_from_gpt2(run.config.model)
     if is_modern and (mismatches := qwen3.find_incompatible_settings(run.config.model)):
         parts = ", ".join(f"{name} = {str(value).lower()}" for name, value in mismatches.items())
@@ -126,11 +159,16 @@ def export_run(
             "no other runtime supports this architecture; for an export, train with --recipe "
             "classic (GPT-2) or modern (Qwen3).",
         )
-    if is_modern and runtime == "mlx-lm":
-        raise UserError(
-            f"{run.name} is not a GPT-2, and --to mlx-lm supports GPT-2 only",
-            "export it --to hf, then run: mlx_lm.convert --hf-path FOLDER -q",
-        )
+    return is_modern
+
+
+@contextlib.contextmanager
+def _writing_folder(folder: Path) -> Iterator[Path]:
+    """Context for the files of an export: yields a temporary folder, which becomes `folder`.
+
+    Raises:
+        UserError: if the folder exists or cannot be written.
+    """
     with files.file_lock(folder, "exporting to"):
         if files.exists(folder):
             raise UserError(f"{folder} already exists", OTHER_FOLDER_REMEDY)
@@ -138,10 +176,7 @@ def export_run(
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # left by an export that was killed
             scratch.mkdir()
-            _write_files(run, parameters, scratch, runtime, bits)
-            files.write_atomically(
-                scratch / "README.md", render_model_card(run, step, runtime, bits)
-            )
+            yield scratch
             for path in scratch.iterdir():
                 files.fsync_path(path)
             files.publish_folder(scratch, folder)
@@ -149,6 +184,44 @@ def export_run(
             raise files.to_user_error(error, "write", folder, OTHER_FOLDER_REMEDY) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def export_adapters(run: Run, checkpoint: str, folder: Path, runtime: str) -> int:
+    """Export the adapters of a run to a folder, written atomically. Returns the training step.
+
+    Args:
+        checkpoint: `best`, `newest` or a step.
+        runtime: one of ADAPTER_RUNTIMES.
+
+    Raises:
+        UserError: if the run has no adapters, the runtime cannot hold them, or the folder exists or
+            cannot be written.
+    """
+    base, _, _ = load_base_model(run)
+    _check_architecture(run)
+    ckpt = run.load_first_valid([run.checkpoint_path(checkpoint)])
+    if changes_nothing(ckpt.parameters):
+        logger.warning(f"the adapter of {run.name} changes nothing: all its lora_b are zero")
+    model = adapters.AdapterModel(
+        run.config.model,
+        run.config.lora,
+        ckpt.parameters,
+        range(base.tokenizer.vocab_size, run.tokenizer.vocab_size),
+        base=str(base.origin.get("hub", f"exports/{base.name}-hf")),
+    )
+    with _writing_folder(folder) as scratch:
+        if runtime == "peft":
+            adapters.write_peft_adapters(scratch, model)
+            bos = run.bos is not None
+            block_size = run.config.model.block_size
+            tokenizers.write_hf_tokenizer(scratch, run.tokenizer, block_size, add_bos_token=bos)
+            if run.has_chat_template:
+                shutil.copyfile(run.folder / CHAT_TEMPLATE, scratch / CHAT_TEMPLATE)
+        else:
+            adapters.write_mlx_lm_adapters(scratch, model)
+        card = render_adapter_card(run, base, ckpt.step, runtime)
+        files.write_atomically(scratch / "README.md", card)
+    return ckpt.step
 
 
 def differs_from_gpt2(config: ModelConfig) -> bool:

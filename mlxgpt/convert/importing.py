@@ -12,15 +12,18 @@ import mlx.core as mx
 
 from mlxgpt.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
-from mlxgpt.convert import download, huggingface, nanogpt, tokenizers
+from mlxgpt.convert import adapters, download, huggingface, nanogpt, tokenizers
 from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.data import meta_pickle
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import GPT2_VOCAB_SIZE, BPETokenizer, load_gpt2_tokenizer
+from mlxgpt.model.lora import changes_nothing
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
+from mlxgpt.storage.loading import load_model
 from mlxgpt.storage.logs import RUN_FILE
-from mlxgpt.storage.run import Run
+from mlxgpt.storage.run import Run, find_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -32,6 +35,7 @@ def import_model(
     *,
     run: str | None = None,
     meta: PathLike | None = None,
+    base: str | None = None,
     runs_dir: PathLike | None = None,
 ) -> Run:
     """Import a model as a new run, to generate with, evaluate or fine-tune.
@@ -41,14 +45,41 @@ def import_model(
             Hugging Face hub as OWNER/NAME, a local folder with such a model, or nanoGPT's ckpt.pt.
         run: name or folder of the new run; default: the source's name.
         meta: meta.pkl of nanoGPT's dataset, for character-level models.
+        base: run that the adapters in the folder `source` belong to, for adapters of PEFT or
+            mlx-lm.
 
     Raises:
         UserError: if the model cannot be read or is not supported, or the run already exists.
     """
+    if base:
+        return _import_adapters(Path(source), run, find_run(base, resolve_folder("runs", runs_dir)))
     imported_model = read_model(str(source), Path(meta) if meta else None)
     name = run or default_run_name(str(source))
     folder = Path(name) if os.sep in name else resolve_folder("runs", runs_dir) / name
     return create_imported_run(imported_model, folder)
+
+
+def _import_adapters(source: Path, name: str | None, base: Run) -> Run:
+    """Import a folder of adapters as a new run next to its base."""
+    folder = base.folder.parent / (name or default_run_name(str(source)))
+    model, ckpt = load_model(base)
+    parameters = flatten_params(model.parameters())
+    lora, arrays = adapters.read_adapters(source, base.config.model, parameters)
+    if changes_nothing(arrays):
+        logger.warning("these adapters change nothing: all their lora_b are zero")
+    file = checkpoint.checkpoint_folder(base.checkpoints, ckpt.step) / checkpoint.MODEL_FILE
+    run = Run(
+        folder,
+        replace(base.config, lora=lora),
+        base.tokenizer,
+        data_name=None,
+        data_fingerprint=None,
+        add_bos_token=base.add_bos_token,
+        origin={"run": base.name, "step": ckpt.step, "sha256": files.sha256_file(file)},
+    )
+    chat_template = base.chat_template() if base.has_chat_template else None
+    _create_run(run, arrays, chat_template)
+    return run
 
 
 def default_run_name(source: str) -> str:
@@ -69,6 +100,11 @@ def read_model(source: str, meta: Path | None = None) -> ImportedModel:
         UserError: if there is no such model, or its architecture is not supported.
     """
     path = files.expand_user(source)
+    if files.is_file(path / adapters.ADAPTER_CONFIG):
+        raise UserError(
+            f"{path} contains adapters (LoRA), not a model",
+            "import the model they belong to first, then add --base RUN.",
+        )
     if files.is_file(path):
         return _read_nanogpt(path, meta)
     if meta:
@@ -142,24 +178,35 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
             f"the model's {name} contains non-finite values (NaN or infinity)",
             "use a checkpoint from before training diverged, or copy it again.",
         )
+    run = Run(
+        folder,
+        _make_config(imported_model.config, imported_model),
+        imported_model.tokenizer,
+        data_name=None,
+        data_fingerprint=None,
+        add_bos_token=imported_model.add_bos_token,
+        origin=imported_model.origin,
+    )
+    parameters = dict(imported_model.parameters)
+    imported_model.parameters.clear()
+    _create_run(run, parameters, imported_model.chat_template)
+    return run
+
+
+def _create_run(run: Run, parameters: dict[str, mx.array], chat_template: str | None) -> None:
+    """Create a run's folder with a checkpoint at step 0.
+
+    Raises:
+        UserError: if the folder already exists or cannot be written.
+    """
+    folder = run.folder
     with files.file_lock(folder, "writing"):
         if files.exists(folder) and any(folder.iterdir()):
             if files.exists(folder / RUN_FILE) and not runs.open_run(folder).steps():
                 files.remove_folder(folder)  # left by an interrupted import
             else:
                 raise UserError(f"{folder} already exists", "choose another name: --run NAME.")
-        run = Run(
-            folder,
-            _make_config(imported_model.config, imported_model),
-            imported_model.tokenizer,
-            data_name=None,
-            data_fingerprint=None,
-            add_bos_token=imported_model.add_bos_token,
-            origin=imported_model.origin,
-        )
-        runs.create_run(run, imported_model.chat_template)
-        parameters = dict(imported_model.parameters)
-        imported_model.parameters.clear()
+        runs.create_run(run, chat_template)
         for name in parameters:  # one at a time, to avoid two copies of the model in memory
             parameters[name] = mx.contiguous(parameters[name])
             mx.eval(parameters[name])
@@ -169,7 +216,6 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
             with contextlib.suppress(OSError):
                 files.remove_folder(folder)
             raise
-    return run
 
 
 def _make_config(model_config: ModelConfig, imported_model: ImportedModel) -> Config:

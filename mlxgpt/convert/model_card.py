@@ -60,6 +60,59 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
     )
 
 
+ADAPTER_COMMANDS = {
+    "peft": """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained({base})
+{resize}model = PeftModel.from_pretrained(model, ".")
+ids = tokenizer({literal}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={new}, do_sample=True)[0]))
+```
+""",
+    "mlx-lm": """```
+mlx_lm.generate --model {base} --adapter-path . --prompt {shell} --max-tokens {new} \\
+    --ignore-chat-template
+```
+""",
+}
+
+
+def render_adapter_card(run: Run, base: Run, step: int, runtime: str) -> str:
+    """Render the model card of a run's adapters as Markdown.
+
+    Args:
+        base: the run that they belong to.
+        step: training step of the exported checkpoint.
+        runtime: target of the export, one of ADAPTER_RUNTIMES in exporting.py.
+    """
+    lora = run.config.lora
+    rows = {
+        "adapters": f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.lora_rank}, "
+        f"alpha {lora.lora_alpha:g}, {len(lora.adapted_blocks(run.config.model.n_layer))} blocks",
+        "base model": f"{base.name}, step {run.origin['step']:,}, SHA-256 {run.origin['sha256']}",
+        "trained on": f"{run.data_name}, {step:,} steps" if run.data_name else "imported",
+    }
+    is_on_hub = "hub" in base.origin
+    return "\n".join(
+        [
+            f"# {run.name}",
+            "",
+            "Adapters of a language model, exported by mlxgpt. They need the base model"
+            + ("." if is_on_hub else f": `mlxgpt export {base.name} --to hf`."),
+            "",
+            *_render_table(rows),
+            "",
+            "## Usage",
+            "",
+            _render_adapter_commands(run, base, runtime),
+            "",
+        ]
+    )
+
+
 RUN_COMMANDS = {
     "hf": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,16 +178,29 @@ EXAMPLE_NEW_TOKENS = 100  # at most, in the example commands
 
 
 def _render_commands(run: Run, runtime: str) -> str:
-    """Example commands that run the model, with a prompt and length that fit its context."""
+    """Example commands that run the model."""
+    commands = CHAT_COMMANDS if run.has_chat_template else RUN_COMMANDS
+    return commands[runtime].format(**_make_example(run)).rstrip()
+
+
+def _render_adapter_commands(run: Run, base: Run, runtime: str) -> str:
+    """Example commands that run a base model with adapters."""
+    path = str(base.origin.get("hub", f"../{base.name}-hf"))
+    has_new_tokens = run.tokenizer.vocab_size > base.tokenizer.vocab_size
+    resize = "model.resize_token_embeddings(len(tokenizer))\n" if has_new_tokens else ""
+    name = json.dumps(path, ensure_ascii=False) if runtime == "peft" else shlex.quote(path)
+    return ADAPTER_COMMANDS[runtime].format(base=name, resize=resize, **_make_example(run)).rstrip()
+
+
+def _make_example(run: Run) -> dict[str, Any]:
+    """Values of the example commands: a prompt and a length that fit the model's context."""
     block_size, has_bos = run.config.model.block_size, run.bos is not None
     prompt = choose_example_prompt(run, max(1, block_size // 2 - has_bos))
     prompt_tokens = len(run.tokenizer.encode(prompt)) + has_bos
     new_tokens = min(EXAMPLE_NEW_TOKENS, max(1, block_size - prompt_tokens))
     literal = json.dumps(prompt, ensure_ascii=False)
     shell = literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt)
-    values = {"name": shlex.quote(run.name), "literal": literal, "shell": shell, "new": new_tokens}
-    commands = CHAT_COMMANDS if run.has_chat_template else RUN_COMMANDS
-    return commands[runtime].format(**values).rstrip()
+    return {"name": shlex.quote(run.name), "literal": literal, "shell": shell, "new": new_tokens}
 
 
 DEFAULT_PROMPT = "Once upon a time"  # if a run has no usable sample

@@ -287,7 +287,8 @@ def _format_setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-FINETUNE_CONFIG = "finetune"  # built-in config of runs initialized from another run
+# Built-in configs of runs initialized from another run, without and with LoRA.
+FINETUNE_CONFIGS = ("finetune", "lora")
 
 
 def find_nearest_config(run: Run) -> tuple[str, Config]:
@@ -297,7 +298,8 @@ def find_nearest_config(run: Run) -> tuple[str, Config]:
     """
     config, paths, parent = run.config, toml.find_builtin_configs(), _parent_run(run)
     candidates = {}
-    for name in [FINETUNE_CONFIG] if parent else sorted(set(paths) - {FINETUNE_CONFIG}):
+    finetune_config = FINETUNE_CONFIGS[config.lora.lora_rank > 0]
+    for name in [finetune_config] if parent else sorted(set(paths) - set(FINETUNE_CONFIGS)):
         base = toml.load_config(paths[name])
         derived = {*ARCHITECTURE_FIELDS, "block_size"} if parent else set()
         if base.train.dtype == "auto":
@@ -341,7 +343,10 @@ def build_repro_commands(run: Run) -> list[str]:
         argv += ["--val-source", *data.val_source]
     if data.tokenizer != base.data.tokenizer and not _parent_run(run):
         argv += ["--tokenizer", data.tokenizer]
-    for key, (_, new) in diff_configs(base, run.config).items():
+    changed = diff_configs(base, run.config)
+    if parent and run.config.lora.lora_rank:
+        changed["lora_rank"] = (0, run.config.lora.lora_rank)  # selects the config
+    for key, (_, new) in changed.items():
         flag = key.replace("_", "-")
         if isinstance(new, bool):
             argv.append(f"--{flag}" if new else f"--no-{flag}")

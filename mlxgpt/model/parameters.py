@@ -18,6 +18,27 @@ def flatten_params(tree: Any) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
 
 
+def fit_positions(parameters: dict[str, mx.array], block_size: int) -> dict[str, mx.array]:
+    """Keep the first `block_size` position embeddings, if there are any."""
+    if "wpe.weight" not in parameters:
+        return parameters
+    return {**parameters, "wpe.weight": parameters["wpe.weight"][:block_size]}
+
+
+def add_vocab_rows(parameters: dict[str, mx.array], new_tokens: range) -> dict[str, mx.array]:
+    """Set the rows of new tokens in each matrix over the vocabulary to the mean of the rows before
+    them (Hewitt, Initializing New Word Embeddings, 2021). Padding rows are used first.
+    """
+    parameters = dict(parameters)
+    for name, table in parameters.items():
+        if name in VOCAB_MATRICES or name.startswith("wve."):
+            old_rows = table[: new_tokens.start]
+            mean = old_rows.mean(axis=0, keepdims=True)
+            new_rows = mx.broadcast_to(mean, (len(new_tokens), table.shape[1]))
+            parameters[name] = mx.concatenate([old_rows, new_rows, table[new_tokens.stop :]])
+    return parameters
+
+
 def load_parameters(model: nn.Module, parameters: dict[str, mx.array]) -> None:
     """Load saved parameters, keyed by dotted names, into a model.
 

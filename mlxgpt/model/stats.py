@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxgpt.config import ModelConfig
+from mlxgpt.config import Config, ModelConfig
 
 
 def mlp_width(config: ModelConfig) -> int:
@@ -54,19 +54,47 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(count_parameters_by_part(config).values())
 
 
+def count_trained_parameters(config: Config) -> int:
+    """Number of trained parameters: all, or LoRA's adapters, without rows of new tokens."""
+    m, lora = config.model, config.lora
+    if not lora.lora_rank:
+        return count_parameters(m)
+    C, hidden_size = m.n_embd, mlp_width(m)
+    c_fc_size = hidden_size * (2 if m.mlp == "swiglu" else 1)
+    sizes = [(C, 3 * C), (C, C), (C, c_fc_size), (hidden_size, C)]  # (input, output)
+    per_block = sum(lora.lora_rank * (i + o) + o * lora.dora for i, o in sizes)
+    return len(lora.adapted_blocks(m.n_layer)) * per_block
+
+
 def flops_per_token(config: ModelConfig) -> int:
     """Training FLOPs per token, forward and backward: 6 per parameter of a matrix product, plus
     12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022, appendix B).
     """
+    attention_flops = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * _count_matmul_parameters(config) + attention_flops
+
+
+def training_flops_per_token(config: Config) -> int:
+    """FLOPs per token of a training run. A weight that LoRA freezes needs 4 instead of 6: there is
+    no gradient with respect to it.
+    """
+    flops = flops_per_token(config.model)
+    if not config.lora.lora_rank:
+        return flops
+    return flops - 2 * _count_matmul_parameters(config.model) + 6 * count_trained_parameters(config)
+
+
+def _count_matmul_parameters(config: ModelConfig) -> int:
     is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # False: only looked up
-    matmul_params = sum(
+    return sum(
         count
         for part, count in count_parameters_by_part(config).items()
         if is_matmul.get(part[:3], True)
     )
-    return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size
 
 
-def min_training_bytes(model: ModelConfig) -> int:
-    """Minimum training memory in bytes: weights, gradients and AdamW's two moments, in float32."""
-    return 16 * count_parameters(model)
+def min_training_bytes(config: Config) -> int:
+    """Minimum training memory in bytes: weights, and gradients and AdamW's two moments of the
+    trained ones, in float32.
+    """
+    return 4 * count_parameters(config.model) + 12 * count_trained_parameters(config)

@@ -12,8 +12,8 @@ from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
 from mlxgpt.model.stats import (
     count_parameters,
     count_parameters_by_part,
-    flops_per_token,
     min_training_bytes,
+    training_flops_per_token,
 )
 from mlxgpt.storage import run as run_folders
 from mlxgpt.utils import files
@@ -73,9 +73,9 @@ def info(
         name=name,
         config=resolved_config,
         parameters={**count_parameters_by_part(m), "all": count_parameters(m)},
-        flops_per_token=flops_per_token(m),
+        flops_per_token=training_flops_per_token(resolved_config),
         training_tokens=resolved_config.train.max_steps * resolved_config.tokens_per_step,
-        memory_bytes=min_training_bytes(m),
+        memory_bytes=min_training_bytes(resolved_config),
         step=step,
         val_loss=val_loss,
     )

@@ -10,12 +10,20 @@ import mlx.core as mx
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.parameters import load_parameters
+from mlxgpt.model.lora import changes_nothing, fuse_adapters
+from mlxgpt.model.parameters import (
+    add_vocab_rows,
+    fit_positions,
+    flatten_params,
+    load_parameters,
+)
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.checkpoint import Checkpoint
+from mlxgpt.storage.logs import RUN_FILE
 from mlxgpt.storage.run import Run
+from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +49,11 @@ def load_model(
         )
         paths += [fallback for fallback in fallbacks if fallback != path]
     ckpt = run.load_first_valid(paths)
+    parameters = ckpt.parameters
+    if path.parent == run.snapshots:  # snapshots are 16-bit
+        parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
+    if run.config.lora.lora_rank:
+        return _load_adapted_model(run, parameters), ckpt
     n_stored = sum(value.size for value in ckpt.parameters.values())
     n_expected = count_parameters(run.config.model)
     if n_stored != n_expected:  # before memory for the model is allocated
@@ -49,11 +62,67 @@ def load_model(
             "restore the config.toml that belongs to the run's checkpoints.",
         )
     model = GPT(run.config.model)
-    parameters = ckpt.parameters
-    if path.parent == run.snapshots:  # snapshots are 16-bit
-        parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
     load_parameters(model, parameters)
     return model, ckpt
+
+
+def _load_adapted_model(run: Run, adapters: dict[str, mx.array]) -> GPT:
+    """The model of a run that contains only adapters, fused with its base.
+
+    Raises:
+        UserError: if the base is missing or another one, or the adapters do not fit it.
+    """
+    base, base_model, _ = load_base_model(run)
+    parameters = fit_positions(flatten_params(base_model.parameters()), run.config.model.block_size)
+    new_tokens = range(base.tokenizer.vocab_size, run.tokenizer.vocab_size)
+    model = GPT(run.config.model)
+    load_parameters(model, add_vocab_rows(parameters, new_tokens) if new_tokens else parameters)
+    fuse_adapters(model, run.config.lora, adapters, new_tokens)
+    if changes_nothing(adapters):
+        logger.warning(f"the adapter of {run.name} changes nothing: all its lora_b are zero")
+    return model
+
+
+def load_base_model(run: Run) -> tuple[Run, GPT, int]:
+    """Load the model that a run's adapters belong to: (its run, model, step of the checkpoint).
+
+    Raises:
+        UserError: if the run has no adapter, or its base is missing or another model.
+    """
+    if not run.config.lora.lora_rank:
+        raise UserError(
+            f"{run.name} has no adapter", "omit --no-adapter, or use a run with --lora-rank."
+        )
+    base, names = _open_origin(run), {run.name}
+    ancestor = base
+    while ancestor.config.lora.lora_rank:  # an adapter of an adapted model
+        if ancestor.name in names:
+            raise UserError(f"{run.name} is its own base", "restore its run.json.")
+        names.add(ancestor.name)
+        ancestor = _open_origin(ancestor)
+    path = checkpoint.checkpoint_folder(base.checkpoints, int(run.origin["step"]))
+    file = path / checkpoint.MODEL_FILE
+    if not files.exists(file) or files.sha256_file(file) != run.origin["sha256"]:
+        raise UserError(
+            f"{path} is not the model that the adapter of {run.name} was trained with",
+            f"restore the original checkpoint of {base.name}.",
+        )
+    model, ckpt = load_model(base, str(checkpoint.parse_step(path)), fall_back=False)
+    return base, model, ckpt.step
+
+
+def _open_origin(run: Run) -> Run:
+    """The run that another run's weights were initialized from; it must be in the same folder."""
+    name, origin = str(run.origin.get("run")), run.origin
+    folder = run.folder.parent / name
+    is_valid = type(origin.get("step")) is int and name == folder.name and "sha256" in origin
+    if not is_valid or not files.exists(folder / RUN_FILE):
+        raise UserError(
+            f"{run.name} contains only an adapter; the model it belongs to, {name!r}, is not in "
+            f"{run.folder.parent}",
+            "copy that run there, too.",
+        )
+    return runs.open_run(folder)
 
 
 def load_run_model(
@@ -62,9 +131,18 @@ def load_run_model(
     runs_dir: PathLike | None,
     *,
     fall_back: bool = True,
+    adapter: bool = True,
 ) -> tuple[Run, GPT, int]:
-    """Open a run and load its model: (run, model, step of the checkpoint); see `load_model`."""
+    """Open a run and load its model: (run, model, step of the checkpoint); see `load_model`.
+
+    Args:
+        adapter: False loads the model that the run's adapter belongs to, without the adapter.
+    """
     opened_run = runs.find_run(run, resolve_folder("runs", runs_dir))
+    if not adapter:
+        base, model, step = load_base_model(opened_run)
+        logger.info("%s, step %s, without the adapter", base.folder, f"{step:,}")
+        return base, model, step
     model, ckpt = load_model(opened_run, checkpoint, fall_back=fall_back)
     logger.info("%s, step %s", opened_run.folder, f"{ckpt.step:,}")
     return opened_run, model, ckpt.step

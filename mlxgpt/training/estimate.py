@@ -20,7 +20,8 @@ from mlxgpt.config import Config, override_config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup, measure_all_reduce_seconds
 from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
-from mlxgpt.model.stats import count_parameters, min_training_bytes
+from mlxgpt.model.stats import count_trained_parameters, min_training_bytes
+from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.step import TrainStep, make_train_step, take_steps
 from mlxgpt.training.validation import count_eval_tokens, count_final_eval_tokens
 from mlxgpt.utils.errors import UserError
@@ -116,20 +117,24 @@ def estimate_training(
     dataset: Dataset,
     step_seconds: float | None = None,
     group: ProcessGroup = LOCAL_GROUP,
+    init_weights: InitWeights | None = None,
 ) -> Estimate:
     """Estimate training by running a few steps of a copy and evaluating a few batches.
 
     Args:
         step_seconds: seconds per step, if known; then one step is run, to measure its memory.
         group: with several ranks, estimates this rank's rows, without the all-reduce.
+        init_weights: weights to initialize from.
     """
     _free_memory()  # reference cycles keep the self-check's models alive
     device.reset_peak_memory()
+    step_function = make_train_step(config, group.local_group(), init_weights)
     step_seconds, eval_token_seconds = _time_step_and_eval_token(
-        config, dataset, step_seconds, group
+        step_function, dataset, step_seconds, group
     )
+    del step_function
     # While a checkpoint is written, the next steps run with a second copy of weights and moments.
-    peak = device.peak_memory_bytes() + min_training_bytes(config.model) * 3 // 4
+    peak = device.peak_memory_bytes() + 12 * count_trained_parameters(config)
     _free_memory()
     estimate = Estimate(step_seconds, eval_token_seconds, peak, len(dataset.val.ids))
     return replace(estimate.for_plan(config), reference=find_reference_result(config, dataset))
@@ -147,7 +152,7 @@ def combine_estimates(group: ProcessGroup, config: Config, local_estimate: Estim
         *group.gather("estimate", (local_estimate.step_seconds, local_estimate.peak_bytes)),
         strict=True,
     )
-    parameter_count = count_parameters(config.model)
+    parameter_count = count_trained_parameters(config)
     dtype: mx.Dtype = getattr(mx, config.train.reduce_dtype)
     averaging_seconds = measure_all_reduce_seconds(group, parameter_count, dtype)
     total_seconds = max(step_times) + averaging_seconds
@@ -172,10 +177,10 @@ SLOW_CALL_SECONDS = 10.0  # slower calls are not repeated to exclude compilation
 
 
 def _time_step_and_eval_token(
-    config: Config, dataset: Dataset, step_seconds: float | None, group: ProcessGroup
+    step_function: TrainStep, dataset: Dataset, step_seconds: float | None, group: ProcessGroup
 ) -> tuple[float, float]:
     """Seconds per step and per evaluated token."""
-    step_function = make_train_step(config, group.local_group())
+    config = step_function.config
     accumulation_steps = config.train.gradient_accumulation_steps
     # Two per thread: more need no more memory. Odd micro-batches are not split between threads.
     remainder = config.train.batch_size % execution.thread_count()
@@ -277,7 +282,7 @@ def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) ->
     sequences computed at the same time.
     """
     t = config.train
-    fixed_bytes = min_training_bytes(config.model)
+    fixed_bytes = min_training_bytes(config)
     bytes_per_sequence = max(1.0, (required_bytes - fixed_bytes) / _concurrent_sequences(config))
     max_sequences = int((limit / MEMORY_MARGIN - fixed_bytes) / bytes_per_sequence)
     divisors = [n for n in range(1, t.batch_size) if t.batch_size % n == 0]
@@ -307,7 +312,7 @@ def check_model_memory(config: Config) -> None:
     Raises:
         UserError: if weights, gradients and AdamW's two moments alone exceed it.
     """
-    required_bytes, total_bytes = min_training_bytes(config.model), device.total_memory_bytes()
+    required_bytes, total_bytes = min_training_bytes(config), device.total_memory_bytes()
     if required_bytes > total_bytes:
         raise UserError(
             f"training this model needs at least {required_bytes / 1e9:,.1f} GB of memory, but "
@@ -327,7 +332,7 @@ def estimate_memory_bytes(config: Config, ranks: int = 1) -> int:
     activation_count = tokens * (
         layers * (18 * m.n_embd + 3 * m.n_head * m.block_size) + 3 * m.vocab_size
     )
-    return min_training_bytes(m) + activation_count * (4 if t.dtype == "float32" else 2)
+    return min_training_bytes(config) + activation_count * (4 if t.dtype == "float32" else 2)
 
 
 def _concurrent_sequences(config: Config) -> int:

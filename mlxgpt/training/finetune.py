@@ -18,7 +18,7 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
 from mlxgpt.evaluation.loss import EvalDataset
-from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params
+from mlxgpt.model.parameters import add_vocab_rows, fit_positions, flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.loading import load_model, open_run_dataset
 from mlxgpt.storage.run import Run
@@ -68,6 +68,11 @@ class InitWeights:
     parent: Run
 
     @property
+    def new_tokens(self) -> range:
+        """Ids of tokens that the other run's tokenizer does not have."""
+        return range(self.parent.tokenizer.vocab_size, self.tokenizer.vocab_size)
+
+    @property
     def adds_bos(self) -> bool:
         """Whether the new run's texts start with an end-of-text token. Conversations start as the
         chat template does.
@@ -113,8 +118,7 @@ def load_init_weights(
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
     model, saved_checkpoint = load_model(run)
     parameters = flatten_params(model.parameters())
-    if has_learned_positions:
-        parameters["wpe.weight"] = parameters["wpe.weight"][:block_size]
+    parameters = fit_positions(parameters, block_size)
     mx.eval(parameters)  # now, so that a failing GPU step cannot leave them unevaluated
     folder = checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step)
     sha256 = files.sha256_file(folder / checkpoint.MODEL_FILE)
@@ -160,18 +164,9 @@ def _add_special_tokens(weights: InitWeights, names: Sequence[str]) -> InitWeigh
     """Add special tokens to a model, the last of which ends a text. Each gets the mean of all
     tokens' embeddings (Hewitt, Initializing New Word Embeddings, 2021).
     """
-    old_size, tokenizer = weights.tokenizer.vocab_size, weights.tokenizer
-    tokenizer = add_special_tokens(tokenizer, names)
-    added = tokenizer.vocab_size - old_size
-    parameters = dict(weights.parameters)
-    for name in parameters:
-        if name in VOCAB_MATRICES or name.startswith("wve."):
-            table = parameters[name]
-            mean = table[:old_size].mean(axis=0, keepdims=True)
-            new_rows = mx.broadcast_to(mean, (added, table.shape[1]))
-            parameters[name] = mx.concatenate(
-                [table[:old_size], new_rows, table[tokenizer.vocab_size :]]
-            )
+    tokenizer = add_special_tokens(weights.tokenizer, names)
+    new_tokens = range(weights.tokenizer.vocab_size, tokenizer.vocab_size)
+    parameters = add_vocab_rows(weights.parameters, new_tokens)
     mx.eval(parameters)
     return replace(weights, parameters=parameters, tokenizer=tokenizer)
 

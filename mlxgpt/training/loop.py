@@ -73,7 +73,7 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
         return _make_summary(job, job.run, job.finished_step, 0.0)
     config, max_steps = job.config, job.config.train.max_steps
     memory_limit = job.memory_limit_bytes or math.inf
-    step_function = make_train_step(config, group)
+    step_function = make_train_step(config, group, job.init_weights)
     step_inputs = StepInputs(job.dataset.train, config, group)
     with (
         resume_or_create_run(job, group, step_function, callbacks) as (run, start),

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlxgpt.backend import device
 from mlxgpt.config import Config
-from mlxgpt.model.stats import flops_per_token
+from mlxgpt.model.stats import training_flops_per_token
 
 
 @dataclass
@@ -51,7 +51,7 @@ class StepTimer:
 
     def __init__(self, config: Config, tokens_per_step: float, ranks: int) -> None:
         self._tokens_per_step = tokens_per_step
-        self._flops_per_token = flops_per_token(config.model)
+        self._flops_per_token = training_flops_per_token(config)
         self._peak_flops = ranks * device.matmul_peak(config.train.dtype)
         self.restart(0)
 

@@ -16,7 +16,6 @@ from mlxgpt.backend.environment import describe_environment, environment_changes
 from mlxgpt.config import Config, diff_configs, override_config, weight_affecting_fields
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
-from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.checkpoint import Checkpoint
@@ -84,8 +83,6 @@ def resume_or_create_run(
         run.write_config(config)
     else:
         runs.create_run(run, job.init_weights.chat_template if job.init_weights else None)
-        if job.init_weights:
-            load_parameters(step_function.model, job.init_weights.parameters)
     step = saved_checkpoint.step if saved_checkpoint else 0
     estimate = job.estimate.for_plan(config, step)
     with hold_run_folder(run) as run:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.config import Config, SamplingParams, fill_vocab_size, override_config
+from mlxgpt.config import Config, LoRAConfig, SamplingParams, fill_vocab_size, override_config
 from mlxgpt.config.resolve import PathLike, resolve_config
 from mlxgpt.data.token_array import Batch, TokenArray
 from mlxgpt.data.tokenizers.char import CharTokenizer
@@ -74,7 +75,7 @@ def check(
 
 
 def shrink_config(config: Config) -> Config:
-    """Shrink a config to a model that takes milliseconds, in float32 and without dropout."""
+    """Shrink a config to a model that takes milliseconds, in float32, without dropout and LoRA."""
     model = config.model
     n_head = min(model.n_head, 2)
     overrides = {
@@ -88,7 +89,7 @@ def shrink_config(config: Config) -> Config:
         "gradient_accumulation_steps": 1,
         "dtype": "float32",
     }
-    return override_config(config, overrides)
+    return override_config(replace(config, lora=LoRAConfig()), overrides)
 
 
 def check_matrix_products(config: Config) -> CheckResult:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from mlxgpt import __version__
 from mlxgpt.backend import device, device_errors, execution
@@ -21,6 +22,8 @@ from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import blocks_per_epoch
 from mlxgpt.distributed.agreement import check_same_values
 from mlxgpt.distributed.group import ProcessGroup, run_main_first
+from mlxgpt.model.stats import count_parameters, count_trained_parameters
+from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck
 from mlxgpt.training.auto_size import choose_model_size
 from mlxgpt.training.callbacks import Callback
@@ -84,6 +87,13 @@ def setup_job(
     check_estimated_memory(config, group.size, memory_limit)
     device.limit_memory(memory_limit)
     folder = request.run_folder(dataset)
+    if config.lora.lora_rank and weights:
+        _check_base_folder(folder, weights.parent)
+        trained, total = count_trained_parameters(config), count_parameters(config.model)
+        logger.info(
+            f"{'DoRA' if config.lora.dora else 'LoRA'}: training {trained:,} values, "
+            f"{trained / total:.1%} of the model's {total:,}"
+        )
     try:
         with (
             files.file_lock(folder, "training") if group.is_main else nullcontext(),
@@ -170,7 +180,9 @@ def check_and_estimate(
     known_step_seconds = None
     if job.run and group.size == 1 and not job.is_retry:  # a retry may run without compiled kernels
         known_step_seconds = median_step_seconds(job.run)
-    estimate = estimate_training(job.config, job.dataset, known_step_seconds, group)
+    estimate = estimate_training(
+        job.config, job.dataset, known_step_seconds, group, job.init_weights
+    )
     return replace(job, estimate=combine_estimates(group, job.config, estimate), is_retry=False)
 
 
@@ -223,6 +235,16 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
             "use the original text: --source FILE.",
         )
     return config, dataset, warning
+
+
+def _check_base_folder(folder: Path, base: Run) -> None:
+    """Check that a run of adapters is in the same folder as its base, where it looks for it."""
+    if folder.absolute().parent != base.folder.absolute().parent:
+        raise UserError(
+            f"{base.name} is not in {folder.absolute().parent}, the folder of the new run",
+            f"copy it there, or use --runs-dir {base.folder.parent}: a run of adapters needs its "
+            "base next to it.",
+        )
 
 
 SOURCE_FIELDS = ("source", "val_source")  # may differ between ranks; the data's hash is compared

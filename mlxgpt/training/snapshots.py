@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlxgpt.model.stats import count_parameters
+from mlxgpt.model.stats import count_trained_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
 from mlxgpt.utils.errors import UserError
@@ -53,7 +53,7 @@ class SnapshotWriter:
         t = run.config.train
         self.enabled = t.snapshots
         count = sum(map(is_snapshot_step, range(0, t.max_steps + 1, FIRST_SNAPSHOT_STEP)))
-        size = count * count_parameters(run.config.model) * BYTES_PER_WEIGHT
+        size = count * count_trained_parameters(run.config) * BYTES_PER_WEIGHT
         free = shutil.disk_usage(run.folder).free
         if self.enabled and size > MAX_DISK_SHARE * free:
             self.enabled = False

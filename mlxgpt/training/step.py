@@ -18,8 +18,10 @@ from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.token_array import Batch
 from mlxgpt.distributed.group import LOCAL_GROUP, Arrays, ProcessGroup
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.lora import add_lora
 from mlxgpt.model.losses import swapped_parameters, token_losses
-from mlxgpt.model.parameters import check_shapes, flatten_params
+from mlxgpt.model.parameters import check_shapes, flatten_params, load_parameters
+from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.utils.errors import UserError
@@ -36,7 +38,7 @@ class TrainStep:
     """Training step: loss, gradients, clipping and optimizer update.
 
     Args:
-        model: its parameters are the float32 master weights, updated in place.
+        model: its trainable parameters are the float32 master weights, updated in place.
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
         group: the ranks that train together, each on its rows of every batch.
         compiled: False runs the same operations uncompiled, for comparison.
@@ -124,11 +126,11 @@ class TrainStep:
         }
 
     def state_dicts(self) -> tuple[Arrays, Arrays]:
-        """Parameters and optimizer state, each by dotted name."""
+        """Trained parameters and optimizer state, each by dotted name."""
         optimizer_state: Arrays = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             optimizer_state |= optimizer.to_state_dict(state)
-        return flatten_params(self.model.parameters()), optimizer_state
+        return flatten_params(self.model.trainable_parameters()), optimizer_state
 
     def restore(self, parameters: Arrays, optimizer: Arrays) -> None:
         """Restore saved parameters and optimizer state; raises UserError if they do not match."""
@@ -202,11 +204,28 @@ class _GradientAccumulator:
 
 
 def make_train_step(
-    config: Config, group: ProcessGroup = LOCAL_GROUP, *, compiled: bool = True
+    config: Config,
+    group: ProcessGroup = LOCAL_GROUP,
+    init_weights: InitWeights | None = None,
+    *,
+    compiled: bool = True,
 ) -> TrainStep:
-    """Training step with a new model; the config's vocabulary size and dtype must be resolved."""
+    """Training step with a new model; the config's vocabulary size and dtype must be resolved.
+
+    Args:
+        init_weights: weights to initialize from; default: random ones.
+    """
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
+    if init_weights:
+        load_parameters(model, init_weights.parameters)
+    if config.lora.lora_rank:
+        # Frozen weights are converted once; trained ones stay float32.
+        dtype = getattr(mx, t.dtype)
+        model.update(tree_map(lambda p: p.astype(dtype), model.parameters()))
+        new_tokens = init_weights.new_tokens if init_weights else range(0)
+        add_lora(model, config.lora, seed=t.seed, new_tokens=new_tokens)
+        mx.eval(model.parameters())  # frozen weights are constants in the traces of all threads
     return TrainStep(model, config, group, compiled=compiled)
 
 

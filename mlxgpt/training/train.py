@@ -49,7 +49,8 @@ def train(
         recipe: recipe for the tier: `classic` (default), `modern` or `racing`.
         run: name or folder of the run; default: CONFIG-DATA.
         init_from: trained or imported run to initialize from. Its architecture and tokenizer are
-            used, with the built-in config `finetune` unless a tier or config is given.
+            used, with the built-in config `finetune`, or `lora` with a `lora_rank`, unless a tier
+            or config is given.
         max_minutes: plan as many steps as fit into this time. Without a tier, a config and
             `init_from`, this also chooses a model size for that time, this data and this machine,
             with the recipe `racing` (default) or `modern`.
@@ -79,7 +80,8 @@ def train(
             name, resolved_config = _resolve_auto_size(recipe or "racing", max_minutes, settings)
         elif init_from:
             parent = run_folders.find_run(init_from, resolve_folder("runs", runs_dir))
-            config = config or ("finetune" if tier is None else None)
+            if tier is None and config is None:
+                config = "lora" if settings.get("lora_rank") else "finetune"
             other_settings = {
                 k: v for k, v in settings.items() if k not in (*ARCHITECTURE_FIELDS, "block_size")
             }
@@ -88,6 +90,11 @@ def train(
             name = parent.name
         else:
             name, resolved_config = resolve_config(tier, config, recipe, **settings)
+        if resolved_config.lora.lora_rank and not init_weights:
+            raise UserError(
+                "--lora-rank trains adapters of a trained model, and there is none",
+                "choose one: --init-from RUN.",
+            )
         has_custom_source = "source" in settings or "val_source" in settings
         request = TrainRequest(
             resolved_config,

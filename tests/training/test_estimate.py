@@ -120,18 +120,18 @@ def test_the_suggested_settings_fit_into_memory(tiny_model: Config) -> None:
         check_memory_limit(
             single_sequence,
             estimate_memory_bytes(single_sequence),
-            min_training_bytes(single_sequence.model),
+            min_training_bytes(single_sequence),
         )
     layers = int(excinfo.value.remedy.rpartition(" ")[2].rstrip("."))
     assert 1 <= layers < 6
     with pytest.raises(UserError) as excinfo:
-        check_memory_limit(config, required, min_training_bytes(config.model) + 1)
+        check_memory_limit(config, required, min_training_bytes(config) + 1)
     assert "--gradient-checkpointing" in excinfo.value.remedy
 
 
 def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = override_config(Config(), {"vocab_size": 50_257})  # GPT-2: 124M parameters, 2 GB
-    assert 1.9e9 < min_training_bytes(model.model) < 2.1e9
+    assert 1.9e9 < min_training_bytes(model) < 2.1e9
     assert 1e8 < device.total_memory_bytes() < 1e15
     check_model_memory(model)
     monkeypatch.setattr(device, "total_memory_bytes", lambda: int(1.9e9))
@@ -148,7 +148,7 @@ def test_the_memory_estimate_grows_with_all_sizes(tiny_model: Config) -> None:
     checkpointed = estimate_memory_bytes(
         override_config(tiny_model, {"gradient_checkpointing": True})
     )
-    assert min_training_bytes(tiny_model.model) < checkpointed < before
+    assert min_training_bytes(tiny_model) < checkpointed < before
 
 
 def test_reference_results_match_model_data_and_optimizer(

@@ -22,11 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        metavar="hf|mlx-lm|gguf",
-        help="hf: transformers and mlx-lm; mlx-lm: can be quantized; gguf: llama.cpp (required)",
+        metavar="hf|mlx-lm|gguf|peft",
+        help="hf: transformers and mlx-lm; mlx-lm: can be quantized; gguf: llama.cpp; peft: with "
+        "--adapters (required)",
     )
     parser.add_argument(
         "--quantize", type=int, metavar="BITS", help="8 or 4 bits per weight (default: float32)"
+    )
+    parser.add_argument(
+        "--adapters",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="only the LoRA adapters, --to peft or mlx-lm (default: the model fused with them)",
     )
     parser.add_argument(
         "--output",

@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read prompts in a loop, with history and settings (default: off)",
     )
     add_quantize_flag(parser)
+    parser.add_argument(
+        "--no-adapter",
+        dest="adapter",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="of a run with a LoRA adapter: use its base model (default: with the adapter)",
+    )
     add_run_flags(parser, positional=False)
     add_folder_flags(parser, runs=True, data=True)
     group = parser.add_argument_group("sampling")

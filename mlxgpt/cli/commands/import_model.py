@@ -15,7 +15,8 @@ DESCRIPTION = (
     "generate, eval, info, export and train --init-from.\n\n"
     "examples:\n"
     "  mlxgpt import gpt2\n"
-    "  mlxgpt import out/ckpt.pt --meta data/shakespeare_char/meta.pkl"
+    "  mlxgpt import out/ckpt.pt --meta data/shakespeare_char/meta.pkl\n"
+    "  mlxgpt import my-adapters --base gpt2"
 )
 
 
@@ -30,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--meta",
         metavar="FILE",
         help="meta.pkl of nanoGPT's data, for a character-level model (default: none)",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="RUN",
+        help="for a folder with LoRA adapters of PEFT or mlx-lm: the run they belong to "
+        "(default: none)",
     )
     add_folder_flags(parser, runs=True)
 
