@@ -33,7 +33,7 @@ from mlxgpt.data.example_array import ExampleArray
 from mlxgpt.data.sources import describe_origin
 from mlxgpt.data.token_array import Window
 from mlxgpt.data.tokenizers.base import Tokenizer
-from mlxgpt.model.stats import count_parameters
+from mlxgpt.model.stats import count_parameters, count_trained_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, TrainingSummary
 from mlxgpt.training.estimate import Estimate, ReferenceResult
@@ -349,6 +349,14 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
             f"{meta.train.documents:,} for training, {meta.val.documents:,} for validation, "
             f"{cut:,} of them cut to {model.block_size:,} tokens"
         )
+    adapters, lora = {}, run.config.lora
+    if lora.lora_rank:
+        trained = count_trained_parameters(run.config)
+        adapters["adapters"] = (
+            f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, "
+            f"in {len(lora.adapted_blocks(model.n_layer))} blocks: {trained:,} trained parameters, "
+            f"{trained / count_parameters(model):.1%} of the model's"
+        )
     return {
         "source": describe_origin(meta.origin),
         **examples,
@@ -356,6 +364,7 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
         f"{meta.val.tokens:,} validation tokens, vocabulary {meta.vocab_size:,}",
         "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
         f"{model.n_head} heads, width {model.n_embd}, block size {model.block_size:,}, {t.dtype}",
+        **adapters,
         "plan": f"{t.max_steps:,} steps of {tokens:,.0f} tokens, "
         f"{t.max_steps * tokens:,.0f} in total, "
         f"{t.max_steps * tokens / meta.train.tokens:.1f} epochs",

@@ -14,7 +14,7 @@ from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import Figure, Page
 from mlxgpt.html_report.plots import Line
 from mlxgpt.html_report.run_metrics import X_AXES, RunMetrics, load_run_metrics
-from mlxgpt.model.stats import count_parameters
+from mlxgpt.model.stats import count_parameters, count_trained_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.finetune import ARCHITECTURE_FIELDS
 from mlxgpt.utils import files
@@ -58,7 +58,12 @@ def _summary_rows(runs: Sequence[Run], metrics_by_run: dict[str, RunMetrics]) ->
         max_steps = run.config.train.max_steps
         columns.append(
             {
-                "parameters": f"{count_parameters(run.config.model):,}",
+                "parameters": f"{count_parameters(run.config.model):,}"
+                + (
+                    f", {count_trained_parameters(run.config):,} trained"
+                    if run.config.lora.lora_rank
+                    else ""
+                ),
                 "data": run.data_name or "imported",
                 "steps": f"{step:,} of {max_steps:,}"
                 + ("" if step >= max_steps else ", not finished"),

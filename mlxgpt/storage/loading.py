@@ -91,7 +91,7 @@ def load_base_model(run: Run) -> tuple[Run, GPT, int]:
     """
     if not run.config.lora.lora_rank:
         raise UserError(
-            f"{run.name} has no adapter", "omit --no-adapter, or use a run with --lora-rank."
+            f"{run.name} has no adapter", "use a run that was trained with --lora-rank."
         )
     base, names = _open_origin(run), {run.name}
     ancestor = base

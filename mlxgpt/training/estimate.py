@@ -342,7 +342,11 @@ def _concurrent_sequences(config: Config) -> int:
 
 
 def find_reference_result(config: Config, dataset: Dataset) -> ReferenceResult | None:
-    """Best measured result of this shape and optimizer on this data, if there is one."""
+    """Best measured result of this shape and optimizer on this data, if there is one; none for
+    LoRA, as those are of models trained from scratch.
+    """
+    if config.lora.lora_rank:
+        return None
     path = Path(__file__).parent / "reference_results.toml"
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
     m = config.model

@@ -22,7 +22,6 @@ from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import blocks_per_epoch
 from mlxgpt.distributed.agreement import check_same_values
 from mlxgpt.distributed.group import ProcessGroup, run_main_first
-from mlxgpt.model.stats import count_parameters, count_trained_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck
 from mlxgpt.training.auto_size import choose_model_size
@@ -89,11 +88,6 @@ def setup_job(
     folder = request.run_folder(dataset)
     if config.lora.lora_rank and weights:
         _check_base_folder(folder, weights.parent)
-        trained, total = count_trained_parameters(config), count_parameters(config.model)
-        logger.info(
-            f"{'DoRA' if config.lora.dora else 'LoRA'}: training {trained:,} values, "
-            f"{trained / total:.1%} of the model's {total:,}"
-        )
     try:
         with (
             files.file_lock(folder, "training") if group.is_main else nullcontext(),

@@ -184,6 +184,22 @@ def test_display_of_a_complete_run(
         assert part in text
 
 
+def test_display_of_adapters(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    api.train(
+        init_from="done",
+        source="data/words",
+        run="tuned",
+        max_steps=1,
+        lora_rank=2,
+        lora_layers=1,
+        callbacks=[TrainingDisplay()],
+    )
+    # 2 blocks of width 16: c_attn 16 -> 48, c_proj 16 -> 16, the MLP 16 -> 64 -> 16.
+    trained = 2 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
+    text = capsys.readouterr().err
+    assert f"LoRA, rank 2, alpha 16, in 1 blocks: {trained:,} trained parameters, " in text
+
+
 @pytest.mark.parametrize(("height", "curve"), [(40, True), (20, False)])
 def test_tall_terminal_shows_the_loss_curve(height: int, curve: bool) -> None:
     console = Console(force_terminal=True, width=100, height=height, record=True, no_color=True)

@@ -51,6 +51,8 @@ def test_defaults_are_gpt2_small() -> None:
         ({"model": {"bias": 1}}, "wrong type", "true or false"),
         ({"model": {"n_embd": 100, "n_head": 12}}, "n_embd = 100", "n_embd = 96 or 108"),
         ({"model": {"value_gate": True}}, "value_gate = true needs", "omit value_gate"),
+        ({"lora": {"dora": True}}, "dora = true needs a lora_rank", "lora_rank = 8"),
+        ({"lora": {"lora_layers": 13}}, "exceeds n_layer = 12", "omit it for all"),
         ({"train": {"dtype": "float16"}}, "dtype = 'float16'", "bfloat16"),
         ({"optim": {"learning_rate": float("nan")}}, "learning_rate = nan", "default"),
         ({"optim": {"learning_rate": float("inf")}}, "learning_rate = inf", "finite"),

@@ -33,6 +33,8 @@ def field_values(draw: st.DrawFn) -> dict[str, Any]:
                 values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 32))
     values["value_gate"] &= values["value_embeddings"]
+    values["lora_layers"] %= values["n_layer"] + 1
+    values["dora"] &= values["lora_rank"] > 0
     return values
 
 

@@ -263,3 +263,41 @@ def test_settings_that_conflict_with_the_weights_are_refused(home: Path, capsys:
     assert "exceeds the block size of small, 16" in expect_error(
         capsys, *line, "--block-size", "17"
     )
+
+
+def test_adapters_are_exported_and_imported_again(place: Path, capsys: Capture) -> None:
+    settings: dict[str, Any] = {"max_steps": 2, "learning_rate": 0.1, "warmup_steps": 0}
+    mlxgpt.train(init_from="done", source="data/words", run="tuned", lora_rank=2, **settings)
+    ids = list(range(8))
+    expected = mlxgpt.load("tuned").logits(ids)
+    for runtime in ("peft", "mlx-lm"):
+        assert cli.main(["export", "tuned", "--adapters", "--to", runtime]) == 0
+        folder = f"exports/tuned-{runtime}"
+        assert capsys.readouterr().out == f"{folder}: the model after 2 steps\n"
+        card = Path(folder, "README.md").read_text()
+        for part in ("LoRA, rank 2, alpha 16, 2 blocks", "`mlxgpt export done --to hf`", "done-hf"):
+            assert part in card
+        name = f"from-{runtime}"
+        assert cli.main(["import", folder, "--base", "done", "--run", name]) == 0
+        assert capsys.readouterr().out.startswith(f"runs/{name}: ")
+        assert (mlxgpt.load(name).logits(ids) == expected).all()
+    assert cli.main(["export", "tuned", "--to", "hf"]) == 0
+    fused = mlxgpt.import_model("exports/tuned-hf")
+    assert abs(mlxgpt.load(fused.name).logits(ids) - expected).max() < 1e-5
+
+
+def test_errors_about_adapters(place: Path, capsys: Capture) -> None:
+    mlxgpt.train(init_from="done", source="data/words", run="tuned", lora_rank=2, max_steps=1)
+    export = ("export", "tuned", "--to")
+    assert "--to hf is not one of peft, mlx-lm" in expect_error(capsys, *export, "hf", "--adapters")
+    assert "--to peft is not one of hf" in expect_error(capsys, *export, "peft")
+    line = (*export, "mlx-lm", "--adapters", "--quantize", "4")
+    assert "--adapters does not support --quantize" in expect_error(capsys, *line)
+    line = ("export", "done", "--to", "peft", "--adapters")
+    assert "done has no adapter" in expect_error(capsys, *line)
+    assert cli.main(["export", "tuned", "--to", "peft", "--adapters"]) == 0
+    assert "already exists" in expect_error(capsys, *export, "peft", "--adapters")
+    line = ("import", "exports/tuned-peft")
+    assert "contains adapters (LoRA), not a model" in expect_error(capsys, *line)
+    line = ("import", "exports/tuned-peft", "--base", "done", "--run", "tuned")
+    assert "already exists" in expect_error(capsys, *line)

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,16 +135,27 @@ def test_command_reproduces_the_config(run: Run, monkeypatch: pytest.MonkeyPatch
     assert origin == {}
 
 
+@pytest.mark.parametrize(
+    ("adapters", "config_name"),
+    [({}, "finetune"), ({"lora_rank": 8}, "lora"), ({"lora_rank": 2, "dora": True}, "lora")],
+)
 def test_command_of_a_finetuned_run_reproduces_the_config(
-    place: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    text_file: Path,
+    no_check: None,
+    monkeypatch: pytest.MonkeyPatch,
+    adapters: dict[str, Any],
+    config_name: str,
 ) -> None:
     options = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
+    options |= adapters
     summary = api.train(init_from="done", run="tuned", **options)  # type: ignore[arg-type]
     run = open_run(summary.run)
     line = build_repro_commands(run)[0]
     assert line.startswith("mlxgpt train --init-from done --source ")
     assert "--n-embd" not in line
-    assert find_nearest_config(run)[0] == "finetune"
+    assert find_nearest_config(run)[0] == config_name
+    assert (" trained</td>" in api.report("tuned").read_text()) == bool(adapters)
     config, origin = parse_train_command(line, monkeypatch)
     assert diff_configs(override_config(config, {"dtype": "float32"}), run.config) == {}
     assert origin == dict(run.origin)
