@@ -29,6 +29,7 @@ from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
 from mlxgpt.config import LoRAConfig, ModelConfig
 from mlxgpt.convert.huggingface import ADAPTER_FILE
 from mlxgpt.model.lora import ADAPTED_LAYERS, row_norms
+from mlxgpt.storage.checkpoint import find_non_finite
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -186,6 +187,7 @@ PEFT_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
     # Others, such as PiSSA, change the base model's weights, too.
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
+MAX_SCALE = 1e6  # more is not plausible
 ADAPTER_ARRAY = re.compile(
     r"(?:.*\.)?(?:h|layers)\.(?P<block>\d{1,6})\.(?P<layer>(?:attn|self_attn|mlp)\.\w+)\."
     r"(?P<kind>lora_a|lora_b|m|lora_A|lora_B|lora_magnitude_vector)(\.weight)?"
@@ -212,7 +214,7 @@ def read_adapters(
         tree = files.read_json(path)
         is_peft = "peft_type" in tree
         scale, is_dora = _read_peft_config(tree) if is_peft else _read_mlx_lm_config(tree)
-        if not math.isfinite(scale):
+        if not 0 <= scale <= MAX_SCALE:
             raise ValueError(f"its scale is {scale}")
         arrays = load_arrays(folder / (ADAPTER_FILE if is_peft else MLX_LM_ADAPTER_FILE))
         adapters = _group_arrays(arrays, config)
@@ -221,7 +223,7 @@ def read_adapters(
     except (
         ArithmeticError,
         AttributeError,
-        KeyError,
+        LookupError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -232,6 +234,10 @@ def read_adapters(
         raise UserError(
             f"{folder} does not contain valid adapters: {reason}", "copy the folder again."
         ) from error
+    if name := find_non_finite(arrays):
+        raise UserError(
+            f"{name} of {folder} contains non-finite values (NaN or infinity)", "copy it again."
+        )
     return _join_adapters(adapters, scale, is_dora, config, parameters)
 
 
@@ -274,10 +280,8 @@ def _group_arrays(arrays: Mapping[str, mx.array], config: ModelConfig) -> Adapte
             )
         adapter = adapters.setdefault((int(match["block"]), match["layer"]), {})
         kind = match["kind"]
-        is_peft = kind in kinds
-        adapter[kinds[kind] if is_peft else kind] = (value.T if is_peft else value).astype(
-            mx.float32
-        )
+        value = value.T if kind in kinds else value
+        adapter[kinds.get(kind, kind)] = value.astype(mx.float32)
     return adapters
 
 

@@ -66,10 +66,9 @@ def export(
 
     Args:
         to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, or `gguf` (llama.cpp; Ollama and
-            LM Studio not tested).
+            LM Studio not tested); with `adapters`, `peft` or `mlx-lm`.
         quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32.
-        adapters: export only the adapters of a run with LoRA, to `peft` or `mlx-lm`; default: the
-            whole model, fused with them.
+        adapters: export only the adapters of a run with LoRA; default: the fused model.
         output: folder to write; default: exports/RUN-TO.
         run, checkpoint: see `load`.
 

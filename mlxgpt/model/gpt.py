@@ -273,7 +273,22 @@ class GPT(nn.Module):
         Returns:
             [B, T, V]; with `last` [B, V]
         """
-        B, T = ids.shape
+        x = self.run_blocks(ids, cache, key=key, recorder=recorder)
+        if last is not None:
+            last = mx.broadcast_to(last, (ids.shape[0],))[:, None, None]
+            x = mx.take_along_axis(x, last, axis=1)[:, 0]  # [B, C]
+        return self.compute_logits(x)
+
+    def run_blocks(
+        self,
+        ids: mx.array,
+        cache: KVCache | None = None,
+        *,
+        key: mx.array | None = None,
+        recorder: ActivationRecorder | None = None,
+    ) -> mx.array:
+        """Residual stream after the last block, [B, T, C]; arguments as in `__call__`."""
+        T = ids.shape[1]
         embedding_key, *block_keys = split_key(key, 1 + len(self.h))
         x = self.wte(ids)  # [B, T, C]
         if self.config.embedding_norm:
@@ -297,10 +312,7 @@ class GPT(nn.Module):
             x = forward(x, value_embeddings, block_keys[layer], cache, recorder)  # [B, T, C]
         if recorder is not None:
             recorder.record_residual(x)
-        if last is not None:
-            last = mx.broadcast_to(last, (B,))[:, None, None]
-            x = mx.take_along_axis(x, last, axis=1)[:, 0]  # [B, C]
-        return self.compute_logits(x)
+        return x
 
     def compute_logits(self, x: mx.array) -> mx.array:
         """Logits [..., V] of the residual stream x [..., C]. After the last block, they are the

@@ -5,9 +5,11 @@ Shapes are fixed, so the step is traced once. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -15,6 +17,7 @@ from mlx.utils import tree_map
 from mlxgpt.backend import ops
 from mlxgpt.backend.execution import compile_function
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 _trace_lock = threading.Lock()
 
@@ -35,6 +38,50 @@ def swapped_parameters(model: GPT) -> Iterator[None]:
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
     """Cross-entropy in nats, in float32: logits [B, T, V], targets [B, T] (below V) -> [B, T]."""
     return ops.cross_entropy(logits.astype(mx.float32), targets)
+
+
+def training_losses(
+    model: GPT, inputs: mx.array, targets: mx.array, key: mx.array | None = None
+) -> mx.array:
+    """Losses [B, T] of token ids [B, T], to be differentiated; with dropout if there is a key."""
+    head = model.wte if model.config.tied else model.lm_head
+    if flatten_params(head.trainable_parameters()):
+        return token_losses(model(inputs, key=key), targets)
+    x = model.run_blocks(inputs, key=key)
+    return _frozen_head_losses(model, x.flatten(0, 1), targets.flatten()).reshape(targets.shape)
+
+
+CHUNK_LOGITS = 1 << 23  # logits that are in memory at a time, 32 MB in float32
+
+
+def _frozen_head_losses(model: GPT, x: mx.array, targets: mx.array) -> mx.array:
+    """Losses [N] of the residual stream x [N, C] after the last block, with a frozen output head.
+
+    The gradient of x is computed together with the loss, chunk by chunk, so that the logits of all
+    tokens are never in memory at the same time (as in Liger Kernel, Hsu et al., 2024).
+    """
+    chunks = math.ceil(len(targets) * model.config.vocab_size / CHUNK_LOGITS)
+    ends = [len(targets) * n // chunks for n in range(1, chunks)]
+
+    @mx.custom_function
+    def losses_and_gradient(x: mx.array) -> tuple[mx.array, mx.array]:
+        losses, gradients = [], []
+        for x_part, part in zip(mx.split(x, ends), mx.split(targets, ends), strict=True):
+            loss, gradient = mx.vjp(
+                lambda x, part=part: token_losses(model.compute_logits(x), part),
+                [x_part],
+                [mx.ones(part.shape)],
+            )
+            losses += loss
+            gradients += gradient
+        return mx.concatenate(losses), mx.concatenate(gradients)
+
+    @losses_and_gradient.vjp
+    def vjp(_: mx.array, cotangents: list[mx.array], outputs: list[mx.array]) -> mx.array:
+        gradient = outputs[1]
+        return cotangents[0][:, None].astype(gradient.dtype) * gradient
+
+    return cast(list[mx.array], losses_and_gradient(x))[0]
 
 
 def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:

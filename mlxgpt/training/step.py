@@ -19,7 +19,7 @@ from mlxgpt.data.token_array import Batch
 from mlxgpt.distributed.group import LOCAL_GROUP, Arrays, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.lora import add_lora
-from mlxgpt.model.losses import swapped_parameters, token_losses
+from mlxgpt.model.losses import swapped_parameters, training_losses
 from mlxgpt.model.parameters import check_shapes, flatten_params, load_parameters
 from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
@@ -160,7 +160,7 @@ class TrainStep:
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            losses = token_losses(self.model(batch.inputs, key=key), batch.targets)
+            losses = training_losses(self.model, batch.inputs, batch.targets, key)
             return (losses if batch.weights is None else losses * batch.weights).mean()
 
         with swapped_parameters(self.model):

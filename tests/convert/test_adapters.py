@@ -124,6 +124,7 @@ def edit(folder: Path, **values: Any) -> None:
         ("peft", {"trainable_token_indices": [1]}, "trainable_token_indices is"),
         ("peft", {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ("peft", {"r": 0}, "does not contain valid adapters"),
+        ("peft", {"lora_alpha": -1}, "its scale is -0.25"),
         ("peft", {"lora_alpha": "many"}, "does not contain valid adapters"),
         ("mlx-lm", {"fine_tune_type": "full"}, "fine_tune_type is 'full'"),
         ("mlx-lm", {"lora_parameters": {"rank": 4}}, "does not contain valid adapters: 'scale'"),
@@ -167,6 +168,11 @@ def test_damaged_folders_are_refused(tmp_path: Path, layout: str) -> None:
         file.write_bytes(damage)
         with pytest.raises(UserError):
             read_adapters(tmp_path, CLASSIC, parameters)
+    file.write_bytes(contents)
+    arrays = {name: mx.array(np.array(value)) for name, value in load_arrays(file).items()}
+    save_arrays(file, {name: value * mx.nan for name, value in arrays.items()})
+    with pytest.raises(UserError, match="contains non-finite values"):
+        read_adapters(tmp_path, CLASSIC, parameters)
     file.unlink()
     with pytest.raises(UserError, match="cannot read"):
         read_adapters(tmp_path, CLASSIC, parameters)

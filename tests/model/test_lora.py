@@ -81,22 +81,24 @@ def test_only_adapters_of_the_last_blocks_and_rows_of_new_tokens_are_trained(
     assert {value.shape for value in rows.values()} == {(2, 32)}
 
 
-def test_a_step_changes_no_frozen_weight(tiny_model: Config) -> None:
-    config = override_config(
-        tiny_model, {"lora_rank": 4, "warmup_steps": 0, "learning_rate": 0.1, "dropout": 0.0}
-    )
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_changes_no_frozen_weight(tiny_model: Config, dtype: str, dora: bool) -> None:
+    settings = {"lora_rank": 4, "dora": dora, "dtype": dtype, "dropout": 0.0}
+    config = override_config(tiny_model, settings)
     step = make_train_step(config)
-    before = {n: np.array(v) for n, v in flatten_params(step.model.parameters()).items()}
+    before = {n: mx.array(v) for n, v in flatten_params(step.model.parameters()).items()}
     T, V = config.model.block_size, config.model.vocab_size
     ids = np.random.default_rng(0).integers(0, V, (1, 2, T + 1))
     batch = Batch(mx.array(ids[..., :-1]), mx.array(ids[..., 1:]), None)
-    losses = [float(step(batch, mx.array(0.1), mx.random.key(0))[0]) for _ in range(5)]
+    losses = [float(step(batch, mx.array(0.02), mx.random.key(0))[0]) for _ in range(5)]
     assert losses[-1] < losses[0]
     for name, value in flatten_params(step.model.parameters()).items():
-        is_same = bool((np.array(value) == before[name]).all())
-        assert is_same == ("lora_" not in name), name
+        is_trained = name.endswith((".lora_a", ".lora_b", ".m"))
+        assert value.dtype == (mx.float32 if is_trained else getattr(mx, dtype)), name
+        assert mx.array_equal(value, before[name]) != is_trained, name
     parameters, optimizer = step.state_dicts()
-    assert all("lora_" in name for name in parameters)
+    assert all(name.endswith((".lora_a", ".lora_b", ".m")) for name in parameters)
     assert not any("weight" in name for name in optimizer)
 
 
