@@ -236,7 +236,9 @@ class LoRAConfig:
         0, "with --init-from, train adapters of this rank only; 0: train all weights", low=0
     )
     lora_alpha: float = config_field(16.0, "adapters are scaled by lora_alpha / lora_rank", low=0.0)
-    lora_layers: int = config_field(0, "number of last blocks with adapters; 0: all", low=0)
+    lora_layers: int = config_field(
+        0, "number of blocks with adapters, from the last one on; 0: all", low=0
+    )
     dora: bool = config_field(
         False, "also train the norm of each row of the adapted weights (DoRA, Liu et al., 2024)"
     )

@@ -63,6 +63,8 @@ def compare(
     """
     parsed_budget = parse_budget(budget)
     label, configs = _resolve_configs(variants, vary, tier, config, settings)
+    if any(variant.lora.lora_rank for variant in configs.values()):
+        raise UserError("compare trains from scratch, without LoRA", "omit --lora-rank.")
     seeds = _resolve_seeds(seeds, until_decided, min_effect)
     request = CompareRequest(
         name=_check_folder_name(name or f"{label}-{budget.replace(' ', '')}"),

@@ -20,7 +20,8 @@ DESCRIPTION = (
     "  mlxgpt train --tier 2\n"
     "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n"
     "  mlxgpt train --init-from gpt2 --source my.txt        fine-tune a run\n"
-    "  mlxgpt train --init-from gpt2 --source talk.jsonl    on conversations"
+    "  mlxgpt train --init-from gpt2 --source talk.jsonl    on conversations\n"
+    "  mlxgpt train --init-from gpt2 --source my.txt --lora-rank 8    with LoRA"
 )
 
 
