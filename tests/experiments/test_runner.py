@@ -347,7 +347,7 @@ COMMON = {"source": "words.txt", "block_size": 8}
         ({"name": "../x"}, "not a valid folder name"),
         ({"name": "trainings"}, "not a valid folder name"),
         ({"variants": ("tier1",)}, "nothing to compare"),
-        ({"tier": 1, "vary": "lora_rank=0,4"}, "trains from scratch, without LoRA"),
+        ({"vary": "lora_rank=0,4"}, "trains from scratch, without LoRA"),
         ({"variants": ("tier1", "tier1"), **COMMON}, "tier1 and tier1-2 would train identically"),
         ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config require --vary"),
         ({"variants": ("tier1", "tier2"), "vary": "dropout=0,1"}, "files and --vary"),
