@@ -191,11 +191,11 @@ def run_repl(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with it input() has history and editing)
 
-    load_arg_names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
+    load_arg_names = ("run", "checkpoint", "adapter", "quantize", "runs_dir", "data_dir")
     load_args = {name: args[name] for name in load_arg_names if name in args}
     sampling = {name: value for name, value in args.items() if name not in load_arg_names}
     config.parse_sampling_params(sampling)  # refuse invalid settings before loading a model
-    shared_args = {name: load_args[name] for name in load_arg_names[2:] if name in load_args}
+    shared_args = {name: load_args[name] for name in load_arg_names[3:] if name in load_args}
     make_repl(
         lambda run: load(run, **shared_args),
         load(**load_args),

@@ -60,26 +60,6 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
     )
 
 
-ADAPTER_COMMANDS = {
-    "peft": """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained({base})
-{resize}model = PeftModel.from_pretrained(model, ".")
-ids = tokenizer({literal}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={new}, do_sample=True)[0]))
-```
-""",
-    "mlx-lm": """```
-mlx_lm.generate --model {base} --adapter-path . --prompt {shell} --max-tokens {new} \\
-    --ignore-chat-template
-```
-""",
-}
-
-
 def render_adapter_card(run: Run, base: Run, step: int, runtime: str) -> str:
     """Render the model card of a run's adapters as Markdown.
 
@@ -107,32 +87,43 @@ def render_adapter_card(run: Run, base: Run, step: int, runtime: str) -> str:
             "",
             "## Usage",
             "",
-            _render_adapter_commands(run, base, runtime),
+            _render_commands(run, runtime, base),
             "",
         ]
     )
 
 
-RUN_COMMANDS = {
-    "hf": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer({literal}, return_tensors="pt")
+model = AutoModelForCausalLM.from_pretrained({model})
+"""
+LOAD_ADAPTERS = f"""from peft import PeftModel
+{LOAD}{{resize}}model = PeftModel.from_pretrained(model, ".")
+"""
+CONTINUE = """ids = tokenizer({literal}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={new}, do_sample=True)[0]))
+"""
+ANSWER = """messages = [{{"role": "user", "content": "Hello!"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens={new}, do_sample=True)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+MLX_LM_CONTINUE = (
+    "```\nmlx_lm.generate --model {folder}{adapters} --prompt {shell} --max-tokens {new} "
+    "--ignore-chat-template\n```\n"
+)
+MLX_LM_CHAT = """```
+mlx_lm.chat --model {folder}{adapters}
 ```
-
-The same folder also works with mlx-lm:
-
-```
-mlx_lm.generate --model . --prompt {shell} --max-tokens {new} --ignore-chat-template
-```
-""",
-    "mlx-lm": """```
-mlx_lm.generate --model . --prompt {shell} --max-tokens {new} --ignore-chat-template
-```
-""",
+"""
+RUN_COMMANDS = {
+    "peft": f"```python\n{LOAD_ADAPTERS}{CONTINUE}```\n",
+    "hf": f"```python\n{LOAD}{CONTINUE}```\n\nThe same folder also works with mlx-lm:\n\n"
+    + MLX_LM_CONTINUE,
+    "mlx-lm": MLX_LM_CONTINUE,
     "gguf": """```
 llama-cli -m {name}.gguf -no-cnv -p {shell} -n {new}
 ```
@@ -146,29 +137,10 @@ ollama create {name} -f Modelfile && ollama run {name} {shell}
 }
 # For runs with a chat template: llama-cli then chats by default (llama.cpp, pull request 11214).
 CHAT_COMMANDS = {
-    "hf": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
-messages = [{{"role": "user", "content": "Hello!"}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-output = model.generate(**inputs, max_new_tokens={new}, do_sample=True)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
-
-The same folder also works with mlx-lm:
-
-```
-mlx_lm.chat --model .
-```
-""",
-    "mlx-lm": """```
-mlx_lm.chat --model .
-```
-""",
+    "peft": f"```python\n{LOAD_ADAPTERS}{ANSWER}```\n",
+    "hf": f"```python\n{LOAD}{ANSWER}```\n\nThe same folder also works with mlx-lm:\n\n"
+    + MLX_LM_CHAT,
+    "mlx-lm": MLX_LM_CHAT,
     "gguf": """```
 llama-cli -m {name}.gguf
 ```
@@ -177,30 +149,30 @@ llama-cli -m {name}.gguf
 EXAMPLE_NEW_TOKENS = 100  # at most, in the example commands
 
 
-def _render_commands(run: Run, runtime: str) -> str:
-    """Example commands that run the model."""
-    commands = CHAT_COMMANDS if run.has_chat_template else RUN_COMMANDS
-    return commands[runtime].format(**_make_example(run)).rstrip()
+def _render_commands(run: Run, runtime: str, base: Run | None = None) -> str:
+    """Example commands that run the model, with a prompt and length that fit its context.
 
-
-def _render_adapter_commands(run: Run, base: Run, runtime: str) -> str:
-    """Example commands that run a base model with adapters."""
-    path = str(base.origin.get("hub", f"../{base.name}-hf"))
-    has_new_tokens = run.tokenizer.vocab_size > base.tokenizer.vocab_size
-    resize = "model.resize_token_embeddings(len(tokenizer))\n" if has_new_tokens else ""
-    name = json.dumps(path, ensure_ascii=False) if runtime == "peft" else shlex.quote(path)
-    return ADAPTER_COMMANDS[runtime].format(base=name, resize=resize, **_make_example(run)).rstrip()
-
-
-def _make_example(run: Run) -> dict[str, Any]:
-    """Values of the example commands: a prompt and a length that fit the model's context."""
+    Args:
+        base: the run whose exported model is needed, too; None if the folder contains a whole one.
+    """
     block_size, has_bos = run.config.model.block_size, run.bos is not None
     prompt = choose_example_prompt(run, max(1, block_size // 2 - has_bos))
     prompt_tokens = len(run.tokenizer.encode(prompt)) + has_bos
-    new_tokens = min(EXAMPLE_NEW_TOKENS, max(1, block_size - prompt_tokens))
     literal = json.dumps(prompt, ensure_ascii=False)
-    shell = literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt)
-    return {"name": shlex.quote(run.name), "literal": literal, "shell": shell, "new": new_tokens}
+    folder = str(base.origin.get("hub", f"../{base.name}-hf")) if base else "."
+    has_new_tokens = base is not None and run.tokenizer.vocab_size > base.tokenizer.vocab_size
+    values = {
+        "name": shlex.quote(run.name),
+        "literal": literal,
+        "shell": literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt),
+        "new": min(EXAMPLE_NEW_TOKENS, max(1, block_size - prompt_tokens)),
+        "model": json.dumps(folder, ensure_ascii=False),
+        "folder": shlex.quote(folder),
+        "adapters": " --adapter-path ." if base else "",
+        "resize": "model.resize_token_embeddings(len(tokenizer))\n" if has_new_tokens else "",
+    }
+    commands = CHAT_COMMANDS if run.has_chat_template else RUN_COMMANDS
+    return commands[runtime].format(**values).rstrip()
 
 
 DEFAULT_PROMPT = "Once upon a time"  # if a run has no usable sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt import api
+from mlxgpt.cli import main as cli
 from mlxgpt.config import Config, override_config
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import run as runs
@@ -107,11 +109,16 @@ def test_a_run_of_adapters_contains_nothing_else(base: runs.Run, dora: bool) -> 
     )
 
 
-def test_without_the_adapter_it_is_the_base(base: runs.Run, notes: list[str]) -> None:
+def test_without_the_adapter_it_is_the_base(
+    base: runs.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tune()
     np.testing.assert_array_equal(logits("tuned", adapter=False), logits("fox"))
     assert abs(logits("tuned") - np.pad(logits("fox"), ((0, 0), (0, 2))))[:, :270].max() > 1e-3
-    assert any("without the adapter" in line for line in notes)
+    line = ["generate", "--run", "tuned", "--no-adapter", "--interactive", "--max-tokens", "2"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once\n"))
+    assert cli.main(line) == 0
+    assert "runs/fox, step 12, without the adapter" in capsys.readouterr().err
     with pytest.raises(UserError, match="fox has no adapter"):
         mlxgpt.load("fox", adapter=False)
 
