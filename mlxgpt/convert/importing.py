@@ -52,7 +52,8 @@ def import_model(
         UserError: if the model cannot be read or is not supported, or the run already exists.
     """
     if base:
-        return _import_adapters(Path(source), run, find_run(base, resolve_folder("runs", runs_dir)))
+        base_run = find_run(base, resolve_folder("runs", runs_dir))
+        return _import_adapters(files.expand_user(str(source)), run, base_run)
     imported_model = read_model(str(source), Path(meta) if meta else None)
     name = run or default_run_name(str(source))
     folder = Path(name) if os.sep in name else resolve_folder("runs", runs_dir) / name
@@ -61,7 +62,13 @@ def import_model(
 
 def _import_adapters(source: Path, name: str | None, base: Run) -> Run:
     """Import a folder of adapters as a new run next to its base."""
-    folder = base.folder.parent / (name or default_run_name(str(source)))
+    name = name or default_run_name(str(source))
+    if os.sep in name:
+        raise UserError(
+            f"--run {name} is a path, but a run of adapters must be next to its base",
+            f"use a name; the run will be in {base.folder.parent}.",
+        )
+    folder = base.folder.parent / name
     model, ckpt = load_model(base)
     parameters = flatten_params(model.parameters())
     lora, arrays = adapters.read_adapters(source, base.config.model, parameters)

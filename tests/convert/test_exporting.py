@@ -299,5 +299,7 @@ def test_errors_about_adapters(place: Path, capsys: Capture) -> None:
     assert "already exists" in expect_error(capsys, *export, "peft", "--adapters")
     line = ("import", "exports/tuned-peft")
     assert "contains adapters (LoRA), not a model" in expect_error(capsys, *line)
+    line = ("import", "exports/tuned-peft", "--base", "done", "--run", "other/tuned")
+    assert "must be next to its base" in expect_error(capsys, *line)
     line = ("import", "exports/tuned-peft", "--base", "done", "--run", "tuned")
     assert "already exists" in expect_error(capsys, *line)
