@@ -39,6 +39,7 @@ TUNING: dict[str, Any] = {
     **LORA,
     "learning_rate": 1e-2,
     "warmup_steps": 1,
+    "gradient_accumulation_steps": 2,
     "max_steps": 30,
     "eval_interval": 30,
     "sample_tokens": 0,
@@ -53,9 +54,9 @@ def trained(
     """A folder with a base run, its export, and texts to tune it on."""
     folder = tmp_path_factory.mktemp("adapters")
     shape = {"n_embd": 32, "n_layer": 3, "block_size": 128, "dropout": 0.0}
-    train_fox_model(folder, override_config(tiny, {**shape, **KINDS[request.param]}))
+    train_fox_model(folder, override_config(tiny, {**shape, **KINDS[request.param]}), stories=120)
     api.export(to="hf", run="fox", output=folder / "exports/fox-hf", runs_dir=folder / "runs")
-    stories = [f"Once upon a time there were {n} cats." for n in range(40)]
+    stories = [f"Once upon a time there were {n} cats." for n in range(120)]
     (folder / "cats.txt").write_text("<|endoftext|>".join(stories))
     talks = [
         {
