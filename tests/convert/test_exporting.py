@@ -291,7 +291,7 @@ def test_errors_about_adapters(place: Path, capsys: Capture) -> None:
     export = ("export", "tuned", "--to")
     assert "--to hf is not one of peft, mlx-lm" in expect_error(capsys, *export, "hf", "--adapters")
     assert "--to peft is not one of hf" in expect_error(capsys, *export, "peft")
-    line = (*export, "mlx-lm", "--adapters", "--quantize", "4")
+    line: tuple[str, ...] = (*export, "mlx-lm", "--adapters", "--quantize", "4")
     assert "--adapters does not support --quantize" in expect_error(capsys, *line)
     line = ("export", "done", "--to", "peft", "--adapters")
     assert "done has no adapter" in expect_error(capsys, *line)

@@ -190,8 +190,8 @@ def repeat_micro_batch(patch: Patch) -> None:
 
 def sum_losses(patch: Patch) -> None:
     """Use sums of losses instead of means in micro-batches."""
-    real = step.token_losses
-    patch.setattr(step, "token_losses", lambda x, y: real(x, y) * x.shape[0])
+    real = step.training_losses
+    patch.setattr(step, "training_losses", lambda *args: real(*args) * args[1].shape[0])
 
 
 def misplace_cache(patch: Patch) -> None:
@@ -243,8 +243,8 @@ def train_in_evaluation(patch: Patch) -> None:
 
 
 def stop_gradient(patch: Patch) -> None:
-    real = step.token_losses
-    patch.setattr(step, "token_losses", lambda x, y: real(mx.stop_gradient(x), y))
+    real = step.training_losses
+    patch.setattr(step, "training_losses", lambda *args: mx.stop_gradient(real(*args)))
 
 
 def make_unrepeatable(patch: Patch) -> None:
