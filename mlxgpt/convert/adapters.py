@@ -80,12 +80,12 @@ class AdapterModel:
         prefix = "h" if self.layers is GPT2_LAYERS else "layers"
         for n in self.blocks:
             for name, parts in self.layers.items():
-                ours = f"h.{n}.{name}"
-                b_parts = mx.split(self.arrays[f"{ours}.lora_b"], len(parts), axis=1)
+                our_name = f"h.{n}.{name}"
+                b_parts = mx.split(self.arrays[f"{our_name}.lora_b"], len(parts), axis=1)
                 for index, (part, b) in enumerate(zip(parts, b_parts, strict=True)):
-                    arrays = {"lora_a": self.arrays[f"{ours}.lora_a"], "lora_b": b}
+                    arrays = {"lora_a": self.arrays[f"{our_name}.lora_a"], "lora_b": b}
                     if self.lora.dora:
-                        arrays["m"] = mx.split(self.arrays[f"{ours}.m"], len(parts))[index]
+                        arrays["m"] = mx.split(self.arrays[f"{our_name}.m"], len(parts))[index]
                     yield f"{prefix}.{n}.{part}", arrays
 
 
@@ -300,19 +300,19 @@ def _join_adapters(
     for n in range(first_block, config.n_layer):
         for name, parts in layers.items():
             weights = mx.split(parameters[f"h.{n}.{name}.weight"], len(parts))
-            found = [adapters.get((n, part), {}) for part in parts]
-            for weight, adapter, part in zip(weights, found, parts, strict=True):
+            layer_adapters = [adapters.get((n, part), {}) for part in parts]
+            for weight, adapter, part in zip(weights, layer_adapters, parts, strict=True):
                 _check_adapter(f"{n}.{part}", adapter, weight, is_dora)
             pairs = [
                 (adapter.get("lora_a"), adapter.get("lora_b"), weight.shape[0])
-                for adapter, weight in zip(found, weights, strict=True)
+                for adapter, weight in zip(layer_adapters, weights, strict=True)
             ]
             joined[f"h.{n}.{name}"] = _join_parts(pairs, weights[0].shape[1])
             if is_dora:
                 norms[f"h.{n}.{name}.m"] = mx.concatenate(
                     [
                         adapter["m"] if adapter else row_norms(weight)
-                        for adapter, weight in zip(found, weights, strict=True)
+                        for adapter, weight in zip(layer_adapters, weights, strict=True)
                     ]
                 )
     rank = max((a.shape[1] for a, _ in joined.values()), default=0)

@@ -64,7 +64,7 @@ def setup_job(
     Raises:
         UserError: for problems that the user can fix.
     """
-    _check_limits(request)
+    _check_request(request)
     for line in execution.slow_reasons():
         logger.info(line)
     config, dataset, warning = run_main_first(group, partial(_prepare_data, request, callbacks))
@@ -180,8 +180,13 @@ def check_and_estimate(
     return replace(job, estimate=combine_estimates(group, job.config, estimate), is_retry=False)
 
 
-def _check_limits(request: TrainRequest) -> None:
+def _check_request(request: TrainRequest) -> None:
     limit, minutes = request.memory_limit, request.max_minutes
+    if request.config.lora.lora_rank and not request.init_weights:
+        raise UserError(
+            "--lora-rank trains adapters of a trained model, and there is none",
+            "choose one: --init-from RUN.",
+        )
     if limit is not None and not 0 < limit < math.inf:
         raise UserError(
             f"--memory-limit {limit} is not a valid size", "use a number of GB above 0."

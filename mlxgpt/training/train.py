@@ -90,11 +90,6 @@ def train(
             name = parent.name
         else:
             name, resolved_config = resolve_config(tier, config, recipe, **settings)
-        if resolved_config.lora.lora_rank and not init_weights:
-            raise UserError(
-                "--lora-rank trains adapters of a trained model, and there is none",
-                "choose one: --init-from RUN.",
-            )
         has_custom_source = "source" in settings or "val_source" in settings
         request = TrainRequest(
             resolved_config,

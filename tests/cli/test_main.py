@@ -130,6 +130,10 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "save_interval": (["19"], 19),
     "keep_checkpoints": (["3"], 3),
     "on_spike": (["skip"], "skip"),
+    "lora_rank": (["4"], 4),
+    "lora_alpha": (["8"], 8.0),
+    "lora_layers": (["2"], 2),
+    "dora": ([], True),
     "snapshots": ([], True),
     "sample_tokens": (["23"], 23),
 }
