@@ -23,16 +23,8 @@ SECTION_TITLES = {
 # Shown by `--help`; `--help-all` shows every setting.
 COMMON_SETTINGS = (
     *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout"),
-    *(
-        "source",
-        "tokenizer",
-        "lora_rank",
-        "learning_rate",
-        "batch_size",
-        "max_steps",
-        "seed",
-        "eval_interval",
-    ),
+    *("source", "tokenizer", "learning_rate", "batch_size", "max_steps", "seed", "eval_interval"),
+    "lora_rank",
 )
 # Metavars that name a unit; other numbers are N (integer) or X (float).
 UNITS = {

@@ -353,8 +353,7 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
     if lora.lora_rank:
         trained = count_trained_parameters(run.config)
         adapters["adapters"] = (
-            f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, "
-            f"in {len(lora.adapted_blocks(model.n_layer))} blocks: {trained:,} trained parameters, "
+            f"{lora.describe(model.n_layer)}: {trained:,} trained parameters, "
             f"{trained / count_parameters(model):.1%} of the model's"
         )
     return {

@@ -1,15 +1,15 @@
-"""Run configuration: frozen dataclasses (schema.py), types and bounds of their fields (fields.py),
-sampling parameters (sampling.py), TOML files (toml.py), and resolving flags, tiers and files to one
-config (resolve.py).
+"""Run configuration: frozen dataclasses (schema.py, lora.py), types and bounds of their fields
+(fields.py), sampling parameters (sampling.py), TOML files (toml.py), and resolving flags, tiers and
+files to one config (resolve.py).
 """
 
+from mlxgpt.config.lora import LoRAConfig
 from mlxgpt.config.sampling import SamplingParams, parse_sampling_params
 from mlxgpt.config.schema import (
     SECTION_BY_FIELD,
     SECTIONS,
     Config,
     DataConfig,
-    LoRAConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,

@@ -19,6 +19,7 @@ from mlxgpt.config.fields import (
     iter_fields,
     unknown_name_error,
 )
+from mlxgpt.config.lora import LoRAConfig
 from mlxgpt.utils.errors import UserError
 
 
@@ -226,31 +227,6 @@ class TrainConfig:
         choices=("ignore", "skip", "rollback"),
         affects_weights=False,
     )
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters (LoRA, Hu et al., 2021): fine-tuning without changing the weights."""
-
-    lora_rank: int = config_field(
-        0, "with --init-from, train adapters of this rank only; 0: train all weights", low=0
-    )
-    lora_alpha: float = config_field(16.0, "adapters are scaled by lora_alpha / lora_rank", low=0.0)
-    lora_layers: int = config_field(
-        0, "number of blocks with adapters, from the last one on; 0: all", low=0
-    )
-    dora: bool = config_field(
-        False, "also train the norm of each row of the adapted weights (DoRA, Liu et al., 2024)"
-    )
-
-    @property
-    def lora_scale(self) -> float:
-        """Factor of the adapters' output."""
-        return self.lora_alpha / self.lora_rank
-
-    def adapted_blocks(self, n_layer: int) -> range:
-        """Indices of the blocks with adapters."""
-        return range(n_layer - (self.lora_layers or n_layer), n_layer)
 
 
 @dataclass(frozen=True)

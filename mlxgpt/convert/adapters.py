@@ -45,6 +45,11 @@ QWEN3_LAYERS: dict[str, tuple[str, ...]] = {
 GPT2_LAYERS: dict[str, tuple[str, ...]] = {name: (name,) for name in ADAPTED_LAYERS}
 
 
+def find_layers(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Our layers of a block, and what they consist of in the exported model."""
+    return GPT2_LAYERS if config.position == "learned" else QWEN3_LAYERS
+
+
 @dataclass(frozen=True)
 class AdapterModel:
     """Adapters and the model that they belong to.
@@ -65,8 +70,8 @@ class AdapterModel:
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Our layers of a block, and what they consist of in the exported model."""
-        return GPT2_LAYERS if self.config.position == "learned" else QWEN3_LAYERS
+        """See `find_layers`."""
+        return find_layers(self.config)
 
     @property
     def blocks(self) -> range:
@@ -183,6 +188,9 @@ PEFT_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "use_qalora": (False,),
     "alora_invocation_tokens": (None,),
+    "layer_replication": (None,),
+    "megatron_config": (None,),
+    "use_bdlora": (None, False),
     "arrow_config": (None,),
     # Others, such as PiSSA, change the base model's weights, too.
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
@@ -212,7 +220,14 @@ def read_adapters(
     path = folder / ADAPTER_CONFIG
     try:
         tree = files.read_json(path)
-        is_peft = "peft_type" in tree
+        # Some converters to mlx-lm leave PEFT's settings in the config, so the file decides.
+        is_peft = files.is_file(folder / ADAPTER_FILE)
+        if not is_peft and not files.is_file(folder / MLX_LM_ADAPTER_FILE):
+            raise UserError(
+                f"{folder} has neither {ADAPTER_FILE} nor {MLX_LM_ADAPTER_FILE}",
+                "copy the whole folder; adapter_model.bin is a pickle, which can run code: load "
+                "and save the adapter with PEFT, which writes safetensors.",
+            )
         scale, is_dora = _read_peft_config(tree) if is_peft else _read_mlx_lm_config(tree)
         if not 0 <= scale <= MAX_SCALE:
             raise ValueError(f"its scale is {scale}")
@@ -268,8 +283,7 @@ Adapters = dict[tuple[int, str], dict[str, mx.array]]  # (block, their layer) ->
 def _group_arrays(arrays: Mapping[str, mx.array], config: ModelConfig) -> Adapters:
     """Group arrays by the layer they adapt, in mlx-lm's orientation."""
     kinds = {name.removesuffix(".weight"): kind for kind, name in PEFT_KINDS.items()}
-    layers = GPT2_LAYERS if config.position == "learned" else QWEN3_LAYERS
-    parts = {part for parts in layers.values() for part in parts}
+    parts = {part for parts in find_layers(config).values() for part in parts}
     adapters: Adapters = {}
     for name, value in arrays.items():
         match = ADAPTER_ARRAY.fullmatch(name)
@@ -293,12 +307,11 @@ def _join_adapters(
     parameters: Mapping[str, mx.array],
 ) -> tuple[LoRAConfig, dict[str, mx.array]]:
     """Join the adapters of parts to those of our layers, all of the same rank."""
-    layers = GPT2_LAYERS if config.position == "learned" else QWEN3_LAYERS
     joined: dict[str, tuple[mx.array, mx.array]] = {}
     norms: dict[str, mx.array] = {}
     first_block = min((block for block, _ in adapters), default=0)
     for n in range(first_block, config.n_layer):
-        for name, parts in layers.items():
+        for name, parts in find_layers(config).items():
             weights = mx.split(parameters[f"h.{n}.{name}.weight"], len(parts))
             layer_adapters = [adapters.get((n, part), {}) for part in parts]
             for weight, adapter, part in zip(weights, layer_adapters, parts, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,14 +19,11 @@ from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.dataset import is_prepared
 from mlxgpt.data.tokenizers.base import end_of_text_token
 from mlxgpt.evaluation import loss
-from mlxgpt.model.lora import changes_nothing
 from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
-from mlxgpt.storage.loading import load_base_model, load_run_model, open_run_dataset
+from mlxgpt.storage.loading import load_model, load_run_model, open_base_run, open_run_dataset
 from mlxgpt.storage.run import Run, find_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 RUNTIMES = ("hf", "mlx-lm", "gguf")  # choices of --to
 ADAPTER_RUNTIMES = ("peft", "mlx-lm")  # with --adapters
@@ -196,11 +192,9 @@ def export_adapters(run: Run, checkpoint: str, folder: Path, runtime: str) -> in
         UserError: if the run has no adapters, the runtime cannot hold them, or the folder exists or
             cannot be written.
     """
-    base, _, _ = load_base_model(run)
+    base = open_base_run(run)
     _check_architecture(run)
-    ckpt = run.load_first_valid([run.checkpoint_path(checkpoint)])
-    if changes_nothing(ckpt.parameters):
-        logger.warning(f"the adapter of {run.name} changes nothing: all its lora_b are zero")
+    _, ckpt = load_model(run, checkpoint, fall_back=False)  # checks that they fit the base
     model = adapters.AdapterModel(
         run.config.model,
         run.config.lora,

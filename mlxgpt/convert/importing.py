@@ -17,7 +17,6 @@ from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.data import meta_pickle
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import GPT2_VOCAB_SIZE, BPETokenizer, load_gpt2_tokenizer
-from mlxgpt.model.lora import changes_nothing
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
@@ -72,8 +71,6 @@ def _import_adapters(source: Path, name: str | None, base: Run) -> Run:
     model, ckpt = load_model(base)
     parameters = flatten_params(model.parameters())
     lora, arrays = adapters.read_adapters(source, base.config.model, parameters)
-    if changes_nothing(arrays):
-        logger.warning("these adapters change nothing: all their lora_b are zero")
     file = checkpoint.checkpoint_folder(base.checkpoints, ckpt.step) / checkpoint.MODEL_FILE
     run = Run(
         folder,
@@ -86,6 +83,7 @@ def _import_adapters(source: Path, name: str | None, base: Run) -> Run:
     )
     chat_template = base.chat_template() if base.has_chat_template else None
     _create_run(run, arrays, chat_template)
+    load_model(run)  # warns if the adapters change nothing
     return run
 
 

@@ -68,10 +68,8 @@ def render_adapter_card(run: Run, base: Run, step: int, runtime: str) -> str:
         step: training step of the exported checkpoint.
         runtime: target of the export, one of ADAPTER_RUNTIMES in exporting.py.
     """
-    lora = run.config.lora
     rows = {
-        "adapters": f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.lora_rank}, "
-        f"alpha {lora.lora_alpha:g}, {len(lora.adapted_blocks(run.config.model.n_layer))} blocks",
+        "adapters": run.config.lora.describe(run.config.model.n_layer),
         "base model": f"{base.name}, step {run.origin['step']:,}, SHA-256 {run.origin['sha256']}",
         "trained on": f"{run.data_name}, {step:,} steps" if run.data_name else "imported",
     }

@@ -154,8 +154,8 @@ def _find_adapted_layers(model: GPT, config: LoRAConfig) -> Iterator[tuple[str, 
 
 def fuse_adapters(
     model: GPT, config: LoRAConfig, adapters: Mapping[str, mx.array], new_tokens: range = range(0)
-) -> None:
-    """Change a model's weights in place to those with trained adapters.
+) -> bool:
+    """Change a model's weights in place to those with trained adapters; returns whether any did.
 
     Args:
         adapters: float32 arrays by dotted name, as in a checkpoint of the adapters.
@@ -170,14 +170,11 @@ def fuse_adapters(
     add_lora(adapted, config, new_tokens=new_tokens)
     check_shapes(dict(adapters), flatten_params(adapted.trainable_parameters()))
     adapted.update(tree_unflatten(list(adapters.items())))
-    for name, module in adapted.named_modules():
-        if isinstance(module, LoRALinear | ExtendedEmbedding):
-            base[f"{name}.weight"] = module.fused_weight()
-    model.update(tree_unflatten(list(base.items())))
-
-
-def changes_nothing(adapters: Mapping[str, mx.array]) -> bool:
-    """Whether adapters leave the model as it is, since all b are zero."""
-    return not any(
-        bool(value.any()) for name, value in adapters.items() if name.endswith(".lora_b")
-    )
+    fused = {
+        f"{name}.weight": module.fused_weight()
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoRALinear | ExtendedEmbedding)
+    }
+    model.update(tree_unflatten(list(fused.items())))
+    has_b = any(bool(value.any()) for name, value in adapters.items() if name.endswith(".lora_b"))
+    return has_b or not all(bool(mx.array_equal(fused[name], base[name])) for name in fused)

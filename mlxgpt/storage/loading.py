@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.lora import changes_nothing, fuse_adapters
+from mlxgpt.model.lora import fuse_adapters
 from mlxgpt.model.parameters import (
     add_vocab_rows,
     fit_positions,
@@ -77,14 +77,24 @@ def _load_adapted_model(run: Run, adapters: dict[str, mx.array]) -> GPT:
     new_tokens = range(base.tokenizer.vocab_size, run.tokenizer.vocab_size)
     model = GPT(run.config.model)
     load_parameters(model, add_vocab_rows(parameters, new_tokens) if new_tokens else parameters)
-    fuse_adapters(model, run.config.lora, adapters, new_tokens)
-    if changes_nothing(adapters):
-        logger.warning(f"the adapter of {run.name} changes nothing: all its lora_b are zero")
+    if not fuse_adapters(model, run.config.lora, adapters, new_tokens):
+        logger.warning(f"the adapter of {run.name} changes nothing")
     return model
 
 
 def load_base_model(run: Run) -> tuple[Run, GPT, int]:
     """Load the model that a run's adapters belong to: (its run, model, step of the checkpoint).
+
+    Raises:
+        UserError: see `open_base_run`.
+    """
+    base = open_base_run(run)
+    model, ckpt = load_model(base, str(run.origin["step"]), fall_back=False)
+    return base, model, ckpt.step
+
+
+def open_base_run(run: Run) -> Run:
+    """Open the run whose model a run's adapters belong to.
 
     Raises:
         UserError: if the run has no adapter, or its base is missing or another model.
@@ -100,15 +110,14 @@ def load_base_model(run: Run) -> tuple[Run, GPT, int]:
             raise UserError(f"{run.name} is its own base", "restore its run.json.")
         names.add(ancestor.name)
         ancestor = _open_origin(ancestor)
-    path = checkpoint.checkpoint_folder(base.checkpoints, int(run.origin["step"]))
+    path = checkpoint.checkpoint_folder(base.checkpoints, run.origin["step"])
     file = path / checkpoint.MODEL_FILE
     if not files.exists(file) or files.sha256_file(file) != run.origin["sha256"]:
         raise UserError(
             f"{path} is not the model that the adapter of {run.name} was trained with",
             f"restore the original checkpoint of {base.name}.",
         )
-    model, ckpt = load_model(base, str(checkpoint.parse_step(path)), fall_back=False)
-    return base, model, ckpt.step
+    return base
 
 
 def _open_origin(run: Run) -> Run:
@@ -140,6 +149,10 @@ def load_run_model(
     """
     opened_run = runs.find_run(run, resolve_folder("runs", runs_dir))
     if not adapter:
+        if checkpoint != "best":
+            raise UserError(
+                f"--no-adapter uses the base's checkpoint, not {checkpoint}", "omit --checkpoint."
+            )
         base, model, step = load_base_model(opened_run)
         logger.info("%s, step %s, without the adapter", base.folder, f"{step:,}")
         return base, model, step

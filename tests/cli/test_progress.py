@@ -197,7 +197,7 @@ def test_display_of_adapters(place: Path, capsys: pytest.CaptureFixture[str]) ->
     # 2 blocks of width 16: c_attn 16 -> 48, c_proj 16 -> 16, the MLP 16 -> 64 -> 16.
     trained = 2 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
     text = capsys.readouterr().err
-    assert f"LoRA, rank 2, alpha 16, in 1 blocks: {trained:,} trained parameters, " in text
+    assert f"LoRA, rank 2, alpha 16, in 1 of 2 blocks: {trained:,} trained parameters, " in text
 
 
 @pytest.mark.parametrize(("height", "curve"), [(40, True), (20, False)])

@@ -121,6 +121,7 @@ def edit(folder: Path, **values: Any) -> None:
         ("peft", {"bias": "all"}, "bias is 'all'"),
         ("peft", {"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ("peft", {"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
+        ("peft", {"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is"),
         ("peft", {"trainable_token_indices": [1]}, "trainable_token_indices is"),
         ("peft", {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ("peft", {"r": 0}, "does not contain valid adapters"),
@@ -159,6 +160,34 @@ def test_rsloras_scale(tmp_path: Path) -> None:
     assert lora.lora_scale == pytest.approx(6 / 2)
 
 
+# As PEFT 0.19 writes them, without those that our own export writes.
+PEFT_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("auto_mapping", "corda_config", "eva_config", "exclude_modules"), None),
+    **dict.fromkeys(("layer_replication", "layers_pattern", "layers_to_transform"), None),
+    **dict.fromkeys(("lora_ga_config", "megatron_config", "modules_to_save", "revision"), None),
+    **dict.fromkeys(("target_parameters", "trainable_token_indices", "use_bdlora"), None),
+    **dict.fromkeys(("ensure_weight_tying", "lora_bias", "use_qalora", "use_rslora"), False),
+    **{"alpha_pattern": {}, "loftq_config": {}, "rank_pattern": {}, "init_lora_weights": True},
+    **{"megatron_core": "megatron.core", "peft_version": "0.19.1", "qalora_group_size": 16},
+    "target_modules": r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$",
+}
+
+
+def test_all_settings_of_peft_are_understood(tmp_path: Path, config: ModelConfig) -> None:
+    arrays = write(tmp_path, config, "peft")
+    edit(tmp_path, **PEFT_SETTINGS)
+    _, restored = read_adapters(tmp_path, config, parameters_of(config))
+    assert restored.keys() == arrays.keys()
+
+
+def test_converted_adapters_are_mlx_lms_by_their_file(tmp_path: Path) -> None:
+    """Converters leave PEFT's settings in mlx-lm's config."""
+    write(tmp_path, MODERN, "mlx-lm")
+    edit(tmp_path, peft_type="LORA", r=4, lora_alpha=100, target_modules=["q_proj"])
+    lora, _ = read_adapters(tmp_path, MODERN, parameters_of(MODERN))
+    assert lora.lora_scale == 1.5
+
+
 def test_damaged_folders_are_refused(tmp_path: Path, layout: str) -> None:
     write(tmp_path, CLASSIC, layout)
     parameters = parameters_of(CLASSIC)
@@ -174,8 +203,10 @@ def test_damaged_folders_are_refused(tmp_path: Path, layout: str) -> None:
     with pytest.raises(UserError, match="contains non-finite values"):
         read_adapters(tmp_path, CLASSIC, parameters)
     file.unlink()
-    with pytest.raises(UserError, match="cannot read"):
+    (tmp_path / "adapter_model.bin").write_bytes(contents)
+    with pytest.raises(UserError, match="has neither adapter_model") as caught:
         read_adapters(tmp_path, CLASSIC, parameters)
+    assert "pickle" in caught.value.remedy
     save_arrays(file, {})
     with pytest.raises(UserError, match="contains no adapters"):
         read_adapters(tmp_path, CLASSIC, parameters)

@@ -275,7 +275,11 @@ def test_adapters_are_exported_and_imported_again(place: Path, capsys: Capture) 
         folder = f"exports/tuned-{runtime}"
         assert capsys.readouterr().out == f"{folder}: the model after 2 steps\n"
         card = Path(folder, "README.md").read_text()
-        for part in ("LoRA, rank 2, alpha 16, 2 blocks", "`mlxgpt export done --to hf`", "done-hf"):
+        for part in (
+            "LoRA, rank 2, alpha 16, in 2 of 2 blocks",
+            "`mlxgpt export done --to hf`",
+            "done-hf",
+        ):
             assert part in card
         name = f"from-{runtime}"
         assert cli.main(["import", folder, "--base", "done", "--run", name]) == 0

@@ -11,7 +11,7 @@ import pytest
 from mlxgpt.config import Config, LoRAConfig, ModelConfig, override_config
 from mlxgpt.data.token_array import Batch
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.lora import add_lora, changes_nothing, fuse_adapters
+from mlxgpt.model.lora import add_lora, fuse_adapters
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.stats import count_trained_parameters
 from mlxgpt.training.step import make_train_step
@@ -141,7 +141,13 @@ def test_adapters_of_another_shape_are_rejected(shape: ModelConfig, lora: LoRACo
         fuse_adapters(GPT(shape), lora, adapters)
 
 
-def test_changes_nothing() -> None:
-    zero = {"h.0.attn.c_attn.lora_a": mx.ones((4, 2)), "h.0.attn.c_attn.lora_b": mx.zeros((2, 4))}
-    assert changes_nothing(zero)
-    assert not changes_nothing({**zero, "h.1.attn.c_attn.lora_b": mx.ones((2, 4))})
+@pytest.mark.parametrize("changed", [None, "lora_b", "m", "new_rows"])
+def test_fusing_tells_whether_a_weight_changed(shape: ModelConfig, changed: str | None) -> None:
+    lora, new_tokens = LoRAConfig(lora_rank=4, dora=True), range(36, 39)
+    adapted = GPT(shape)
+    add_lora(adapted, lora, new_tokens=new_tokens)
+    adapters = {
+        name: value + 1 if changed and name.endswith(changed) else value
+        for name, value in flatten_params(adapted.trainable_parameters()).items()
+    }
+    assert fuse_adapters(GPT(shape), lora, adapters, new_tokens) == (changed is not None)
