@@ -126,7 +126,7 @@ def _train_and_evaluate(
     def take_steps(trainer: Trainer, first: int, end: int) -> float:
         start = time.perf_counter()
         for step in range(first, end):
-            inputs, targets, _ = dataset.train.get_batch(
+            inputs, targets, *_ = dataset.train.get_batch(
                 step, seed=config.train.seed, batch_size=8, block_size=256
             )
             trainer.step(step, inputs[0], targets[0])

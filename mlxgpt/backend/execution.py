@@ -148,8 +148,8 @@ def shard_batch(batch: Batch, key: mx.array) -> list[list[tuple[Batch, mx.array]
 
     def split(array: mx.array) -> mx.array:  # [A, B, T] -> [threads, parts, rows, T]
         if not chunks:
-            return array.reshape(threads, A // threads, B, T)
-        array = array.reshape(A, threads, chunks, B // threads // chunks, T)
+            return array.reshape(threads, A // threads, B, -1)
+        array = array.reshape(A, threads, chunks, B // threads // chunks, -1)
         return array.swapaxes(0, 1).flatten(1, 2)
 
     arrays = [None if array is None else split(array) for array in batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -29,7 +30,7 @@ from mlxgpt.backend import device
 from mlxgpt.cli.console import WARNING_STYLE, stderr_console
 from mlxgpt.cli.loss_plot import render_loss_chart
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.example_array import ExampleArray
+from mlxgpt.data.example_array import ExampleArray, PairArray
 from mlxgpt.data.sources import describe_origin
 from mlxgpt.data.token_array import Window
 from mlxgpt.data.tokenizers.base import Tokenizer
@@ -163,7 +164,7 @@ class TrainingDisplay(Callback):
         self.close()
         self.show_plan(run, dataset, estimate)
         if isinstance(dataset.train, ExampleArray):
-            self._show_example(dataset.train.example(0), dataset.tokenizer)
+            self._show_example(dataset.train, dataset.tokenizer)
         self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
@@ -172,8 +173,17 @@ class TrainingDisplay(Callback):
         check_line = {"self-check": f"{count} checks passed"} if count else {}
         self._print_lines({**check_line, **_describe_plan(run, dataset, estimate)})
 
-    def _show_example(self, example: Window, tokenizer: Tokenizer) -> None:
-        """Print an example with its trained tokens highlighted."""
+    def _show_example(self, examples: ExampleArray, tokenizer: Tokenizer) -> None:
+        """Print the first example, or both answers of the first pair."""
+        mark = "highlighted" if self.console.is_terminal else "in [[ ]]"
+        names = [f"first example, trained tokens {mark}:"]
+        if isinstance(examples, PairArray):
+            names = [f"first pair, trained tokens {mark}; chosen:", "rejected:"]
+        for n, name in enumerate(names):
+            self._print_text(name, self._highlight_trained(examples.example(n), tokenizer))
+
+    def _highlight_trained(self, example: Window, tokenizer: Tokenizer) -> Text:
+        """Text of an example with its trained tokens highlighted."""
         is_terminal = self.console.is_terminal
         pairs = zip(example.ids.tolist(), [False, *example.trained.tolist()], strict=True)
         text = Text()
@@ -182,9 +192,8 @@ class TrainingDisplay(Callback):
             if is_trained and not is_terminal:
                 part = f"[[{part}]]"
             text.append(part, style="reverse" if is_trained else "")
-        mark = "highlighted" if is_terminal else "in [[ ]]"
         text.rstrip()
-        self._print_text(f"first example, trained tokens {mark}:", text)
+        return text
 
     def on_log(self, record: dict[str, Any]) -> None:
         assert self.view
@@ -213,10 +222,10 @@ class TrainingDisplay(Callback):
         if summary.out_of_patience:
             lines["ended early"] = "the validation loss no longer improved (--patience)"
         if summary.loss is not None:
-            lines["loss"] = f"{summary.loss:.4f} nats per token (training)"
+            lines["loss"] = f"{summary.loss:.4f} {summary.loss_unit} (training)"
         if summary.val_loss is not None:
             lines["val loss"] = (
-                f"{summary.val_loss:.4f} nats per token (best, at step {summary.best_step:,})"
+                f"{summary.val_loss:.4f} {summary.loss_unit} (best, at step {summary.best_step:,})"
             )
         lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
         if self._last_save:
@@ -236,6 +245,14 @@ class TrainingDisplay(Callback):
             )
 
 
+# Metrics of evaluations: their names in the display, and formats.
+EVAL_METRICS = {
+    "val_loss": ("val loss", ".4f"),
+    "val_margin": ("margin", ".3f"),
+    "val_accuracy": ("accuracy", ".0%"),
+    "val_kl": ("KL", ".4f"),
+    "base_val_loss": ("base val loss", ".4f"),
+}
 MIN_HEIGHT_FOR_CURVE = 24  # minimum lines of a terminal for a loss curve
 LIVE_CURVE_HEIGHT = 10  # lines
 MAX_CURVE_RECORDS = 2000
@@ -255,8 +272,7 @@ class LiveView:
         self._records = list(records)
         self._console, self._start_step, self._steps = console, start_step, steps
         self._start_time = self._last_line = time.monotonic()
-        self._val_loss: float | None = None
-        self._base_val_loss: float | None = None
+        self._eval_metrics: dict[str, float] = {}  # of the last evaluation
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -270,8 +286,9 @@ class LiveView:
 
     def show(self, record: dict[str, Any]) -> None:
         """Show new metrics. Those of evaluations and the last step remain visible as a line."""
-        self._val_loss = record.get("val_loss", self._val_loss)
-        self._base_val_loss = record.get("base_val_loss", self._base_val_loss)
+        self._eval_metrics |= {
+            name: record[name] for name in EVAL_METRICS if record.get(name) is not None
+        }
         # Steps repeated after a rollback are shown once, and lines at most once a second.
         self._records = [*(r for r in self._records if r["step"] < record["step"]), record]
         if len(self._records) > MAX_CURVE_RECORDS:
@@ -312,14 +329,15 @@ class LiveView:
     def _format_metrics(self, r: dict[str, Any]) -> list[tuple[str, str]]:
         eta = self._eta(r["step"])
         skipped = [("skipped", f"{r['skipped']:,}")] if r.get("skipped") else []
-        base_loss = []
-        if self._base_val_loss is not None:
-            base_loss = [("base val loss", f"{self._base_val_loss:.4f}")]
+        evaluation = {
+            name: format(self._eval_metrics[key], template)
+            for key, (name, template) in EVAL_METRICS.items()
+            if key in self._eval_metrics
+        }
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
-            ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
-            *base_loss,
+            *({"val loss": "–"} | evaluation).items(),
             ("lr", f"{r['lr']:.2e}"),
             # None if a resumed run only repeats a missed save or log line.
             ("tok/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
@@ -345,9 +363,16 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
     examples = {}
     if meta.has_examples:
         cut = meta.origin["examples"]["cut"]
-        examples["examples"] = (
-            f"{meta.train.documents:,} for training, {meta.val.documents:,} for validation, "
-            f"{cut:,} of them cut to {model.block_size:,} tokens"
+        name, answers = ("pairs", 2) if meta.has_pairs else ("examples", 1)
+        examples[name] = (
+            f"{meta.train.documents // answers:,} for training, "
+            f"{meta.val.documents // answers:,} for validation, "
+            f"{cut:,} {'answers' if meta.has_pairs else 'of them'} cut to "
+            f"{model.block_size:,} tokens"
+        )
+    if t.beta:
+        examples["loss"] = (
+            f"DPO, beta {t.beta:g}, starts at ln 2 = {math.log(2):.4f} {run.config.loss_unit}"
         )
     adapters, lora = {}, run.config.lora
     if lora.lora_rank:

@@ -150,7 +150,7 @@ def show_info(info: ConfigInfo) -> None:
     if info.step is not None:
         print(f"  trained                           {info.step:>14,} steps")
     if info.val_loss is not None:
-        print(f"  best validation loss              {info.val_loss:>14.4f} nats per token")
+        print(f"  best validation loss              {info.val_loss:>14.4f} {info.config.loss_unit}")
     print("\n" + toml.config_to_toml(info.config))
 
 

@@ -167,6 +167,12 @@ class TrainConfig:
     batch_size: int = config_field(12, "sequences per micro-batch", low=1)
     gradient_accumulation_steps: int = config_field(1, "micro-batches per optimizer step", low=1)
     max_steps: int = config_field(5000, "total number of optimizer steps", low=1)
+    beta: float = config_field(
+        0.0,
+        "of DPO, on preference pairs: how strongly the model is held to its initial weights; "
+        "0: 0.1 for pairs",
+        low=0.0,
+    )
     seed: int = config_field(1337, "random seed", low=0, high=2**63 - 1)
     dtype: str = config_field(
         "auto",
@@ -240,8 +246,13 @@ class Config:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     @property
+    def loss_unit(self) -> str:
+        """Unit of the training and validation loss."""
+        return "nats per pair" if self.train.beta else "nats per token"
+
+    @property
     def sequences_per_step(self) -> int:
-        """Sequences per optimizer step, over all micro-batches."""
+        """Sequences, or preference pairs, per optimizer step, over all micro-batches."""
         return self.train.batch_size * self.train.gradient_accumulation_steps
 
     @property

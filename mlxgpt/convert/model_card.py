@@ -41,7 +41,7 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
         names = ", ".join(Path(source).name for source in run.config.data.source)
         rows["trained on"] = f"{run.data_name} ({names}), {step:,} steps"
     if best and best["step"] == step:
-        rows["validation loss"] = f"{best['val_loss']:.4f} nats per token"
+        rows["validation loss"] = f"{best['val_loss']:.4f} {run.config.loss_unit}"
     if run.origin:
         rows["initialized from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
     return "\n".join(

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxgpt.config import Config
 from mlxgpt.data import nanogpt
-from mlxgpt.data.example_array import ID_MASK, ExampleArray, SplitArray
+from mlxgpt.data.example_array import ID_MASK, ExampleArray, PairArray, SplitArray
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import SPLITS, DatasetMeta, SplitMeta, read_meta
 from mlxgpt.data.token_array import TokenArray, damaged_array_remedy, scan_token_file
@@ -96,7 +96,8 @@ def _open_array(
             raise UserError(f"{path} does not match meta.json (checksum or token ids)", remedy)
         with files.add_filename_to_errors(path):
             if meta.has_examples:
-                return ExampleArray(np.fromfile(path, dtype=dtype), meta.vocab_size)
+                array_class = PairArray if meta.has_pairs else ExampleArray
+                return array_class(np.fromfile(path, dtype=dtype), meta.vocab_size)
             return TokenArray(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except FileNotFoundError as error:
         raise files.to_user_error(error, "read", path, remedy) from error

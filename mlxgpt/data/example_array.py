@@ -84,16 +84,10 @@ class ExampleArray:
             trained, and equal for all trained tokens, with mean 1. So the mean weighted loss is the
             mean loss of the trained tokens, however they are divided among micro-batches and ranks.
         """
-        rows_per_step, T = batch_size * micro_batches, self.row_length(block_size)
-        inputs, targets = np.zeros((2, rows_per_step, T), dtype=np.int32)
-        mask = np.zeros((rows_per_step, T), dtype=np.float32)
-        for row in range(rows_per_step):
-            epoch, index = divmod(step * rows_per_step + row, len(self))
-            ids, trained = self.example(epoch_permutation(len(self), seed, epoch)[index])
-            size = len(trained)
-            inputs[row, :size], targets[row, :size], mask[row, :size] = ids[:-1], ids[1:], trained
+        indices = _shuffled_indices(step, batch_size * micro_batches, len(self), seed)
+        inputs, targets, mask = pad_windows(map(self.example, indices), self.row_length(block_size))
         weights = mask * np.float32(mask.size / mask.sum())
-        shape = (micro_batches, batch_size, T)
+        shape = (micro_batches, batch_size, -1)
         return Batch(inputs.reshape(shape), targets.reshape(shape), weights.reshape(shape))
 
     def windows(self, block_size: int, bos: int | None, limit: int | None = None) -> list[Window]:
@@ -102,6 +96,70 @@ class ExampleArray:
         if limit is not None:
             count = max(1, min(count, round(count * limit / len(self.ids))))
         return [self.example(n * len(self) // count) for n in range(count)]
+
+
+@dataclass(frozen=True)
+class PairArray(ExampleArray):
+    """Preference pairs: examples 2n and 2n + 1 are the chosen and the rejected answer of pair n.
+
+    Attributes:
+        reference: log-probabilities of all answers under the reference model, float32 [pairs, 2];
+            None until they are computed.
+    """
+
+    reference: np.ndarray | None = None
+
+    @property
+    def pair_count(self) -> int:
+        return len(self) // 2
+
+    @property
+    def tokens_per_row(self) -> float:
+        return 2 * super().tokens_per_row
+
+    def get_batch(
+        self, step: int, *, seed: int, batch_size: int, block_size: int, micro_batches: int = 1
+    ) -> Batch:
+        """The training batch of a step; a row is a pair, see `Batch`. Each epoch shuffles the
+        pairs.
+        """
+        assert self.reference is not None
+        pairs = _shuffled_indices(step, batch_size * micro_batches, self.pair_count, seed)
+        answers = (self.example(2 * pair + n) for pair in pairs for n in (0, 1))
+        arrays = (*pad_windows(answers, self.row_length(block_size)), self.reference[pairs])
+        return Batch(*(array.reshape(micro_batches, batch_size, -1) for array in arrays))
+
+    def windows(self, block_size: int, bos: int | None, limit: int | None = None) -> list[Window]:
+        """Chosen answers to evaluate on, spread evenly; about `limit` tokens, default: all."""
+        return [self.example(2 * pair) for pair in self.spread_pairs(limit)]
+
+    def spread_pairs(self, limit: int | None = None) -> list[int]:
+        """Indices of pairs, spread evenly; of about `limit` tokens, default: all."""
+        count = self.pair_count
+        if limit is not None:
+            count = max(1, min(count, round(count * limit / len(self.ids))))
+        return [n * self.pair_count // count for n in range(count)]
+
+
+def _shuffled_indices(step: int, rows: int, count: int, seed: int) -> list[int]:
+    """Which of `count` examples or pairs are the rows of a step."""
+    places = (divmod(step * rows + row, count) for row in range(rows))
+    return [int(epoch_permutation(count, seed, epoch)[index]) for epoch, index in places]
+
+
+def pad_windows(
+    windows: Iterable[Window], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pad windows to rows of `length`: inputs and targets, int32, and which targets are trained,
+    float32, each [B, length].
+    """
+    rows = list(windows)
+    inputs, targets = np.zeros((2, len(rows), length), dtype=np.int32)
+    mask = np.zeros((len(rows), length), dtype=np.float32)
+    for row, (ids, trained) in enumerate(rows):
+        size = len(trained)
+        inputs[row, :size], targets[row, :size], mask[row, :size] = ids[:-1], ids[1:], trained
+    return inputs, targets, mask
 
 
 SplitArray = TokenArray | ExampleArray  # of the training or validation split of a dataset

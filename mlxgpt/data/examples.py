@@ -1,18 +1,21 @@
-"""Examples to fine-tune on: prompts with answers, and conversations. Only the answers are trained.
+"""Examples to fine-tune on: prompts with answers, conversations, and preference pairs. Only the
+answers are trained.
 
 A row of a JSON or Parquet file is an example if it has the keys `messages`, or `prompt` and
-`completion`, which are both strings or both lists of messages. Lists of messages are rendered with
-a chat template; strings are concatenated, and end-of-text is appended, as in TRL.
+`completion`, and a pair if it has `prompt`, `chosen` and `rejected`; these are strings or lists of
+messages. Lists of messages are rendered with a chat template; strings are concatenated, and
+end-of-text is appended, as in TRL.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,18 +71,32 @@ class ExampleRow:
         messages: a conversation; a prompt and a completion that are strings are two messages.
         prompt_length: how many messages are never trained.
         is_text: whether prompt and completion are strings.
+        rejected: the rejected answer of a pair; empty if the row is not a pair.
     """
 
     location: str
     messages: Sequence[Message]
     prompt_length: int = 0
     is_text: bool = False
+    rejected: Sequence[Message] = ()
 
     @cached_property
     def key(self) -> str:
         """Hash of the row's contents."""
-        contents = json.dumps([self.messages, self.prompt_length, self.is_text], sort_keys=True)
-        return hashlib.sha256(contents.encode("utf-8", "surrogatepass")).hexdigest()
+        contents = [self.messages, self.prompt_length, self.is_text]
+        text = json.dumps([*contents, self.rejected] if self.is_pair else contents, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def is_pair(self) -> bool:
+        return bool(self.rejected)
+
+    def answers(self) -> list[ExampleRow]:
+        """The row; of a pair, the prompt with the chosen answer, and with the rejected one."""
+        if not self.is_pair:
+            return [self]
+        rejected = [*self.messages[: self.prompt_length], *self.rejected]
+        return [replace(self, rejected=()), replace(self, messages=rejected, rejected=())]
 
 
 def find_first_example(data: DataConfig) -> ExampleRow | None:
@@ -100,16 +117,20 @@ def uses_template(row: ExampleRow, data: DataConfig) -> bool:
     return data.template or not row.is_text
 
 
+EXAMPLE_KEYS = ({"messages"}, {"prompt", "completion"}, {"chosen", "rejected"})
+
+
 def _has_example_keys(row: Any) -> bool:
-    return isinstance(row, dict) and ("messages" in row or {"prompt", "completion"} <= row.keys())
+    return isinstance(row, dict) and any(keys <= row.keys() for keys in EXAMPLE_KEYS)
 
 
 def read_examples(paths: Sequence[str]) -> Iterator[ExampleRow]:
     """Read the examples of some JSON and Parquet files.
 
     Raises:
-        UserError: if a row is not an example, with its location.
+        UserError: if a row is not an example, or is a pair and others are not, with its location.
     """
+    first: ExampleRow | None = None
     for path in map(files.expand_user, paths):
         if path.suffix.lower() not in readers.ROW_READERS or not files.is_file(path):
             raise UserError(
@@ -123,24 +144,67 @@ def read_examples(paths: Sequence[str]) -> Iterator[ExampleRow]:
                     f"{location} has {keys}, not 'messages', nor 'prompt' and 'completion'",
                     "give all rows the same keys, or omit that line.",
                 )
-            yield _parse_row(location, row)
+            example = _parse_row(location, row)
+            first = first or example
+            if example.is_pair != first.is_pair:
+                raise UserError(
+                    f"only one of {first.location} and {location} is a pair of answers",
+                    "give all rows the same keys, or omit that line.",
+                )
+            yield example
 
 
 def _parse_row(location: str, row: Mapping[str, Any]) -> ExampleRow:
+    if {"chosen", "rejected"} <= row.keys():
+        row = _split_off_prompt(row)
+        chosen, rejected = (_parse_answer(location, row, key) for key in ("chosen", "rejected"))
+        if chosen.key == rejected.key:
+            raise UserError(
+                f"{location} has the same chosen and rejected answer, so its gradient would be 0",
+                "omit that line.",
+            )
+        return replace(chosen, rejected=rejected.messages[rejected.prompt_length :])
     if "messages" in row:
         return ExampleRow(location, _check_messages(row["messages"], "messages", location))
-    prompt, completion = row["prompt"], row["completion"]
-    if is_text := isinstance(prompt, str) and isinstance(completion, str):
-        prompt = [{"role": "user", "content": prompt}]
-        completion = [{"role": "assistant", "content": completion}]
-    elif isinstance(prompt, str) or isinstance(completion, str):
+    return _parse_answer(location, row, "completion")
+
+
+def _split_off_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the prompt from conversations that start with it, as in most preference datasets on the
+    hub (HuggingFaceH4/ultrafeedback_binarized has `prompt` as a string, too;
+    trl-lib/ultrafeedback_binarized does not have it).
+    """
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(row.get("prompt"), list) or not isinstance(chosen, list):
+        return row
+    pairs = zip(chosen, rejected, strict=False)
+    count = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return {
+        **row,
+        "prompt": chosen[:count],
+        "chosen": chosen[count:],
+        "rejected": rejected[count:],
+    }
+
+
+def _parse_answer(location: str, row: Mapping[str, Any], key: str) -> ExampleRow:
+    """Parse a prompt and the answer with some key."""
+    if "prompt" not in row:
         raise UserError(
-            f"{location}: one of prompt and completion is text, the other is not",
+            f"{location} has no 'prompt'", "move what both answers begin with to the key 'prompt'."
+        )
+    prompt, answer = row["prompt"], row[key]
+    if is_text := isinstance(prompt, str) and isinstance(answer, str):
+        prompt = [{"role": "user", "content": prompt}]
+        answer = [{"role": "assistant", "content": answer}]
+    elif isinstance(prompt, str) or isinstance(answer, str):
+        raise UserError(
+            f"{location}: one of prompt and {key} is text, the other is not",
             "use two strings, or two lists of messages.",
         )
     messages = [
         *_check_messages(prompt, "prompt", location),
-        *_check_messages(completion, "completion", location),
+        *_check_messages(answer, key, location),
     ]
     return ExampleRow(location, messages, len(prompt), is_text)
 
@@ -302,7 +366,7 @@ def prepare_examples(
     cut = sum(n_cut for _, n_cut in encoded.values())
     origin = {
         "files": [Path(name).name for name in data.source],
-        "examples": {**asdict(format), "sha256": digest, "cut": cut},
+        "examples": {**asdict(format), "sha256": digest, "cut": cut, "pairs": train[0].is_pair},
     }
     examples = {split: split_examples for split, (split_examples, _) in encoded.items()}
     with files.file_lock(folder, "preparing"):
@@ -322,19 +386,29 @@ def _split(rows: Sequence[ExampleRow]) -> tuple[list[ExampleRow], list[ExampleRo
 def _encode_all(
     rows: Sequence[ExampleRow], format: ExampleFormat, tokenizer: Tokenizer
 ) -> tuple[list[Example], int]:
-    """Encode and cut examples; also returns how many were cut."""
-    examples, n_cut = [], 0
+    """Encode and cut examples, of a pair two; also returns how many were cut."""
+    examples: list[Example] = []
+    n_cut = 0
     for row in rows:
-        example = encode_example(row, format, tokenizer)
-        if len(example.ids) > format.max_tokens:
-            example, n_cut = Example(*(part[: format.max_tokens] for part in example)), n_cut + 1
-        if not example.trained[1:].any():  # the first token is never predicted
-            raise UserError(
-                f"{row.location} has no token to train on within {format.max_tokens - 1:,} tokens",
-                "shorten its prompt, omit that line, or use a larger --block-size.",
-            )
-        examples.append(example)
+        for answer in row.answers():
+            example = encode_example(answer, format, tokenizer)
+            if len(example.ids) > format.max_tokens:
+                example = Example(*(part[: format.max_tokens] for part in example))
+                n_cut += 1
+            if not example.trained[1:].any():  # the first token is never predicted
+                raise _cut_error(row, "no token to train on", format)
+            examples.append(example)
+        if row.is_pair and np.array_equal(examples[-1].ids, examples[-2].ids):
+            raise _cut_error(row, "the same chosen and rejected answer", format)
     return examples, n_cut
+
+
+def _cut_error(row: ExampleRow, problem: str, format: ExampleFormat) -> UserError:
+    """The error for an example of which too little is left."""
+    return UserError(
+        f"{row.location} has {problem} within {format.max_tokens - 1:,} tokens",
+        "shorten its prompt, omit that line, or use a larger --block-size.",
+    )
 
 
 def _write_folder(

@@ -51,6 +51,11 @@ class DatasetMeta:
         return self.format == EXAMPLES_FORMAT_VERSION
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether the examples are preference pairs."""
+        return self.has_examples and bool(self.origin["examples"].get("pairs"))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of both splits and the tokenizer: equal fingerprints mean the same batches."""
         hashes = [self.train.sha256, self.val.sha256, self.tokenizer]
@@ -78,6 +83,10 @@ def read_meta(folder: Path) -> DatasetMeta:
         dtype = EXAMPLE_DTYPE if meta.has_examples else dtype_for(meta.vocab_size)
         if meta.dtype != dtype or not isinstance(meta.origin, dict):
             raise ValueError("its fields are inconsistent")
+        if meta.has_examples and not isinstance(meta.origin.get("examples"), dict):
+            raise ValueError("it does not describe its examples")
+        if meta.has_pairs and any(s.documents % 2 for s in (train, val)):
+            raise ValueError("it has half a pair")
         return meta
     except FileNotFoundError as error:
         raise UserError(

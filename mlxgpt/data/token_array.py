@@ -64,11 +64,15 @@ def damaged_array_remedy(path: Path) -> str:
 class Batch(NamedTuple):
     """A training batch: inputs and targets, int32 [A, B, T], and the weight of each target's loss,
     float32 [A, B, T], with mean 1; None if all weights are 1.
+
+    A row of preference pairs is a chosen and a rejected answer, T / 2 tokens each, with weights 0
+    and 1; `reference` has the reference model's log-probabilities of both, float32 [A, B, 2].
     """
 
     inputs: Any
     targets: Any
     weights: Any = None
+    reference: Any = None
 
 
 class Window(NamedTuple):

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data import prepare as preparation
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.token_array import TokenArray
 from mlxgpt.evaluation import loss, sample_quality
 from mlxgpt.evaluation.hellaswag import HellaSwagResult, evaluate_hellaswag, load_examples
 from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.evaluation.sample_quality import SampleQuality
-from mlxgpt.storage.loading import load_run_model, open_run_dataset
+from mlxgpt.storage.loading import find_origin_run, load_run_model, open_run_dataset
+from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -76,6 +78,19 @@ def hellaswag(
     )
 
 
+def _open_text_dataset(run: Run, data_dir: Path) -> Dataset:
+    """A run's dataset; if it consists of examples, that of the run it was initialized from, unless
+    special tokens were added since.
+    """
+    dataset = open_run_dataset(run, data_dir)
+    if not dataset.meta.has_examples:
+        return dataset
+    origin_run = find_origin_run(run)
+    if not origin_run or origin_run.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        return dataset
+    return _open_text_dataset(origin_run, data_dir)
+
+
 def appraise(
     *,
     run: str | None = None,
@@ -84,10 +99,11 @@ def appraise(
     data_dir: PathLike | None = None,
 ) -> SampleQuality:
     """Measure the quality of a run's samples, compared with held-out texts and two controls. Also
-    writes the results to the run's quality.json.
+    writes the results to the run's quality.json. A run that was fine-tuned on prompts and answers
+    is compared with the texts of the run that it was initialized from.
     """
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir)
-    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
+    dataset = _open_text_dataset(opened_run, resolve_folder("data", data_dir))
     result = sample_quality.measure_sample_quality(model, opened_run.tokenizer, dataset)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(

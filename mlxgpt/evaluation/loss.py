@@ -11,7 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.data.example_array import SplitArray
+from mlxgpt.config import ModelConfig
+from mlxgpt.data.example_array import SplitArray, pad_windows
+from mlxgpt.data.token_array import Window
 from mlxgpt.data.tokenizers.base import Tokenizer, byte_lengths
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.model.gpt import GPT
@@ -21,6 +23,7 @@ from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
 
 EvalStep = execution.PerThreadFunction[mx.array]
+NO_TOKENS = Window(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class Evaluation:
     bits_per_byte: float
     perplexity: float
     tokens: int
+
+    def to_metrics(self) -> dict[str, float]:
+        """Values for metrics.jsonl."""
+        return {
+            "val_loss": self.loss,
+            "val_bits_per_byte": self.bits_per_byte,
+            "val_tokens": self.tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,10 +109,9 @@ class Evaluator:
         self._byte_count = int(byte_lengths(dataset.tokenizer)[targets].sum())
         if not self._byte_count:
             raise _too_short_error()
-        window_flops = T * flops_per_token(model.config) / 3
-        max_rows = device.max_rows_per_batch(window_flops) or batch_size
-        num_rows = min(batch_size, len(self._windows), max_rows)
-        self._rows_per_thread = max(1, num_rows // execution.thread_count())
+        self._rows_per_thread = rows_per_thread(
+            model.config, T, min(batch_size, len(self._windows))
+        )
         self._block_size = T
         self._model = model
         self._step = step
@@ -130,13 +140,15 @@ class Evaluator:
         """Yield (inputs, targets, mask), each [B, T]; the last batch is padded and masked."""
         B, T = self._rows_per_thread, self._block_size
         for first in range(0, len(self._windows), B):
-            inputs, targets = np.zeros((2, B, T), dtype=np.int32)
-            mask = np.zeros((B, T), dtype=np.float32)
-            for row, (ids, trained) in enumerate(self._windows[first : first + B]):
-                size = len(trained)
-                inputs[row, :size], targets[row, :size] = ids[:-1], ids[1:]
-                mask[row, :size] = trained
-            yield inputs, targets, mask
+            rows = self._windows[first : first + B]
+            filler = [NO_TOKENS] * (B - len(rows))
+            yield pad_windows([*rows, *filler], T)
+
+
+def rows_per_thread(config: ModelConfig, length: int, rows: int) -> int:
+    """Rows of `length` tokens that each thread evaluates at a time, out of `rows`."""
+    max_rows = device.max_rows_per_batch(length * flops_per_token(config) / 3) or rows
+    return max(1, min(rows, max_rows) // execution.thread_count())
 
 
 def compile_eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:

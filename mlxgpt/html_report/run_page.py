@@ -27,7 +27,8 @@ def build_runs_page(runs: Sequence[Run]) -> Page:
         _unique_run_name(runs, n): load_run_metrics(run) for n, run in enumerate(runs)
     }
     page.add_table(_summary_rows(runs, metrics_by_run), "summary of the runs")
-    _add_loss_plots(page, metrics_by_run)
+    units = dict.fromkeys(run.config.loss_unit for run in runs)
+    _add_loss_plots(page, metrics_by_run, ", ".join(units))
     _add_training_plots(page, metrics_by_run)
     for run, (name, metrics) in zip(runs, metrics_by_run.items(), strict=True):
         if len(runs) > 1:
@@ -70,7 +71,7 @@ def _summary_rows(runs: Sequence[Run], metrics_by_run: dict[str, RunMetrics]) ->
                 "tokens": f"{step * run.tokens_per_step:,.0f}",
                 "minutes of training": f"{metrics.minutes[-1]:,.1f}" if step else "–",
                 "best val loss": (
-                    f"{best['val_loss']:.4f} nats per token, at step {best['step']:,}"
+                    f"{best['val_loss']:.4f} {run.config.loss_unit}, at step {best['step']:,}"
                     if best
                     else "–"
                 ),
@@ -96,7 +97,7 @@ SMOOTHING_WINDOW = 30  # logged training losses
 MAX_PLOT_EVENTS = 12  # per run; the events table lists more
 
 
-def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
+def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics], unit: str) -> None:
     page.add_heading("Loss")
     smoothed_loss = {
         name: plots.moving_average(metrics.values["loss"], SMOOTHING_WINDOW)
@@ -126,7 +127,7 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
             for metrics in metrics_by_run.values()
             for step, event in metrics.events[:MAX_PLOT_EVENTS]
         ]
-        svg = plots.plot_lines(series, axis, "nats per token", name=f"loss, {axis}", events=events)
+        svg = plots.plot_lines(series, axis, unit, name=f"loss, {axis}", events=events)
         caption = (
             "Training loss, smoothed, with the logged values faint behind it; and validation loss "
             "at each evaluation."
@@ -157,16 +158,20 @@ def _add_training_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> No
     page.add_heading("Training metrics")
     figures = []
     for key, title, label in (
+        ("val_margin", "DPO's reward margin between chosen and rejected answers", "margin"),
+        ("val_accuracy", "Pairs with the higher reward for the chosen answer", "fraction"),
+        ("val_kl", "KL divergence from the reference", "nats per token"),
         ("lr", "Learning rate", "learning rate"),
         ("grad_norm", "Gradient norm before clipping", "grad norm"),
         ("tokens_per_second", "Speed", "tokens/s"),
         ("peak_share", "Fraction of the measured matmul peak", "fraction"),
     ):
-        series = [
-            Line(name, metrics.steps, metrics.values[key])
-            for name, metrics in metrics_by_run.items()
-            if np.isfinite(metrics.values[key]).any()
-        ]
+        series = []
+        for name, metrics in metrics_by_run.items():
+            y, is_evaluated = metrics.values[key], key.startswith("val_")
+            if (finite_mask := np.isfinite(y)).any():
+                shown = finite_mask if is_evaluated else slice(None)
+                series.append(Line(name, metrics.steps[shown], y[shown], markers=is_evaluated))
         if series:
             finite = np.concatenate([line.y[np.isfinite(line.y)] for line in series])
             svg = plots.plot_lines(series, "steps", label, name=key, half_width=True)
@@ -292,8 +297,8 @@ def _format_setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# Built-in configs of runs initialized from another run, without and with LoRA.
-FINETUNE_CONFIGS = ("finetune", "lora")
+# Built-in configs of runs initialized from another run.
+FINETUNE_CONFIGS = ("finetune", "lora", "dpo")
 
 
 def find_nearest_config(run: Run) -> tuple[str, Config]:
@@ -303,7 +308,7 @@ def find_nearest_config(run: Run) -> tuple[str, Config]:
     """
     config, paths, parent = run.config, toml.find_builtin_configs(), _parent_run(run)
     candidates = {}
-    finetune_config = FINETUNE_CONFIGS[config.lora.lora_rank > 0]
+    finetune_config = FINETUNE_CONFIGS[2 if config.train.beta else config.lora.lora_rank > 0]
     for name in [finetune_config] if parent else sorted(set(paths) - set(FINETUNE_CONFIGS)):
         base = toml.load_config(paths[name])
         derived = {*ARCHITECTURE_FIELDS, "block_size"} if parent else set()

@@ -1,6 +1,6 @@
-"""Cross-entropy loss per token, and the compiled evaluation step.
+"""Cross-entropy loss per token, DPO's loss per pair, and the compiled evaluation steps.
 
-Shapes are fixed, so the step is traced once. Nothing here waits for the device.
+Shapes are fixed, so a step is traced once. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -82,6 +82,58 @@ def _frozen_head_losses(model: GPT, x: mx.array, targets: mx.array) -> mx.array:
         return cotangents[0][:, None].astype(gradient.dtype) * gradient
 
     return cast(list[mx.array], losses_and_gradient(x))[0]
+
+
+def answer_logprobs(losses: mx.array, mask: mx.array) -> mx.array:
+    """Log-probabilities [B] of answers, from the losses of all tokens and a mask, both [B, T]."""
+    return -(losses * mask).sum(axis=-1)
+
+
+def dpo_losses(logprobs: mx.array, reference: mx.array, beta: float) -> mx.array:
+    """Losses [B] of pairs, in nats: −log σ of the margin between the rewards of the chosen and the
+    rejected answer (Rafailov et al., Direct Preference Optimization, 2023).
+
+    Args:
+        logprobs, reference: log-probabilities of both, [B, 2], under the model and the reference.
+        beta: reward per nat by which an answer became more likely.
+    """
+    rewards = beta * (logprobs - reference)
+    return mx.logaddexp(rewards[:, 1] - rewards[:, 0], 0.0)
+
+
+def make_logprob_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
+    """Compile a function (parameters, inputs, targets, mask) -> log-probabilities of the targets
+    whose mask is 1, summed over each row: [B, T] -> [1, B].
+    """
+
+    def step(parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+        with swapped_parameters(model):
+            model.update(tree_map(lambda p: p.astype(dtype), parameters))
+            return answer_logprobs(token_losses(model(inputs), targets), mask)[None]
+
+    return compile_function(step)
+
+
+def make_kl_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
+    """Compile a function (parameters, reference parameters, inputs, targets, mask) -> [2, B]: the
+    log-probabilities of `make_logprob_step`, and the KL divergence of the model's next-token
+    distributions from the reference's, in nats, summed over the same targets.
+    """
+
+    def step(
+        parameters: dict, reference: dict, inputs: mx.array, targets: mx.array, mask: mx.array
+    ) -> mx.array:
+        logits = []
+        with swapped_parameters(model):
+            for weights in (parameters, reference):
+                model.update(tree_map(lambda p: p.astype(dtype), weights))
+                logits.append(model(inputs).astype(mx.float32))
+        log_p, log_q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in logits)
+        divergence = (mx.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+        logprobs = answer_logprobs(token_losses(logits[0], targets), mask)
+        return mx.stack([logprobs, (divergence * mask).sum(axis=-1)])
+
+    return compile_function(step)
 
 
 def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:

@@ -11,6 +11,7 @@ from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.checkpoint import checkpoint_folder, parse_step
+from mlxgpt.storage.loading import find_origin_run
 from mlxgpt.storage.run import Run, open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -32,6 +33,7 @@ class ModelCache:
         self._run: tuple[list[int], Run] | None = None
         self._models: OrderedDict[int, tuple[int | None, LoadedModel]] = OrderedDict()
         self._traces: OrderedDict[tuple, ForwardTrace] = OrderedDict()
+        self._reference: ModelCache | None = None
 
     def get_run(self) -> Run:
         """Return the run, reopened if its files have changed.
@@ -69,6 +71,18 @@ class ModelCache:
             self._models[step] = mtime, model
         self._models.move_to_end(step)
         return model
+
+    def get_reference(self) -> tuple[str, LoadedModel] | None:
+        """Name and model of the run that this one was initialized from, at the step that it was
+        initialized from; None if that is not in the same folder.
+        """
+        run = self.get_run()
+        origin_run = find_origin_run(run)
+        if origin_run is None or run.origin["step"] not in origin_run.saved_steps():
+            return None
+        if self._reference is None or self._reference.folder != origin_run.folder:
+            self._reference = ModelCache(origin_run.folder)
+        return origin_run.name, self._reference.get_model(run.origin["step"])
 
     def _weights_mtime(self, step: int) -> int | None:
         """Modification time of a step's checkpoint folder in ns; None if it does not exist."""

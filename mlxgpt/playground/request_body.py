@@ -210,6 +210,7 @@ class UIRequest(SamplingRequest):
     layer: int = _integer_field(0, 0, 1 << 31)
     position: int | None = _integer_field(None, 0, 1 << 31)
     token_id: int = _integer_field(0, 0, 1 << 31)
+    reference: bool = _boolean_field()
 
 
 class ChatCompletionRequest(GenerationRequest):

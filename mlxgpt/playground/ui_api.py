@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from mlxgpt.config import parse_sampling_params
+from mlxgpt.config import Config, parse_sampling_params
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.html_report.page import replace_unprintable
@@ -74,7 +75,7 @@ class _UIEndpoints:
         """Name, size and snapshots of the run, and an example prompt."""
 
         def compute() -> dict[str, Any]:
-            run = self._models.get_run()
+            run, reference = self._models.get_run(), self._models.get_reference()
             model_config, saved_steps = run.config.model, run.saved_steps()
             return {
                 "name": replace_unprintable(run.name),
@@ -89,6 +90,7 @@ class _UIEndpoints:
                 "example_prompt": _example_prompt(run.tokenizer),
                 "imported": not run.data_name,
                 "has_chat_template": run.has_chat_template,
+                "reference": replace_unprintable(reference[0]) if reference else None,
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
@@ -106,7 +108,7 @@ class _UIEndpoints:
         parse_sampling_params(sampling_params)  # raises before the response starts
 
         def events() -> Iterator[dict[str, Any]]:
-            model = self._models.get_model(body.step)
+            model = self._get_model(body)
             ids = _encode_prompt(body, model)
             yield {
                 "prompt": _label_prompt_tokens(model.tokenizer, ids),
@@ -135,7 +137,7 @@ class _UIEndpoints:
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[tuple[int, str, float, float]]:
-            model = self._models.get_model(body.step)
+            model = self._get_model(body)
             top_tokens, sampling_probs = model.next_token_probs(
                 _encode_prompt(body, model), TOP_TOKEN_COUNT, **body.sampling_params()
             )
@@ -197,6 +199,18 @@ class _UIEndpoints:
             return _label_top_tokens(model.tokenizer, neighbors)
 
         return FiniteJSONResponse({"neighbors": await self._worker.call(compute)})
+
+    def _get_model(self, body: UIRequest) -> LoadedModel:
+        """The model, or the one that its run was initialized from."""
+        if not body.reference:
+            return self._models.get_model(body.step)
+        reference = self._models.get_reference()
+        if reference is None:
+            raise UserError(
+                "the run that this one was initialized from is not in the same folder",
+                "copy it there.",
+            )
+        return reference[1]
 
     def _load_model_and_ids(self, body: UIRequest) -> tuple[LoadedModel, list[int]]:
         """The model and the prompt's last token ids, at most MAX_ATTENTION_TOKENS."""
@@ -277,6 +291,22 @@ def _example_prompt(tokenizer: Tokenizer) -> str:
     return next((prompt for prompt in EXAMPLE_PROMPTS if vocab.issuperset(prompt)), "")
 
 
+def _explain_first_loss(config: Config) -> dict[str, Any]:
+    """The loss of a model before it learns, its label, and the reason for it."""
+    if config.train.beta:
+        return {
+            "loss": math.log(2),
+            "label": "the reference: ln 2",
+            "reason": "The reference prefers neither answer to itself; its DPO loss is ln 2.",
+        }
+    return {
+        "loss": math.log(config.model.vocab_size),
+        "label": f"uniform guess: ln {config.model.vocab_size:,}",
+        "reason": "An untrained model gives every token the same probability; its loss is "
+        "ln(vocabulary size).",
+    }
+
+
 MAX_CURVE_POINTS = 600
 MAX_SAMPLE_CHARS = 2_000
 
@@ -299,7 +329,8 @@ def _training_curves(run: Run) -> dict[str, Any]:
         "step": float(metrics.steps[-1]) if len(metrics.steps) else 0.0,
         "max_steps": run.config.train.max_steps,
         "minutes": float(metrics.minutes[-1]) if len(metrics.minutes) else 0.0,
-        "vocab_size": run.config.model.vocab_size,
+        "loss_unit": run.config.loss_unit,
+        "start": _explain_first_loss(run.config),
         "samples": [
             (step, replace_unprintable(text)) for step, text in run.samples(MAX_SAMPLE_CHARS)
         ][-MAX_CURVE_POINTS:],

@@ -122,16 +122,23 @@ def open_base_run(run: Run) -> Run:
 
 def _open_origin(run: Run) -> Run:
     """The run that another run's weights were initialized from; it must be in the same folder."""
+    if origin_run := find_origin_run(run):
+        return origin_run
+    raise UserError(
+        f"{run.name} contains only an adapter; the model it belongs to, "
+        f"{str(run.origin.get('run'))!r}, is not in {run.folder.parent}",
+        "copy that run there, too.",
+    )
+
+
+def find_origin_run(run: Run) -> Run | None:
+    """The run that another run's weights were initialized from; None if it is not in the same
+    folder.
+    """
     name, origin = str(run.origin.get("run")), run.origin
     folder = run.folder.parent / name
     is_valid = type(origin.get("step")) is int and name == folder.name and "sha256" in origin
-    if not is_valid or not files.exists(folder / RUN_FILE):
-        raise UserError(
-            f"{run.name} contains only an adapter; the model it belongs to, {name!r}, is not in "
-            f"{run.folder.parent}",
-            "copy that run there, too.",
-        )
-    return runs.open_run(folder)
+    return runs.open_run(folder) if is_valid and files.exists(folder / RUN_FILE) else None
 
 
 def load_run_model(

@@ -24,7 +24,8 @@ class TrainingSummary:
     Attributes:
         run, data: folders of the run and of its data.
         step: steps taken; steps: steps planned.
-        loss: training loss at the last logged step, nats per token.
+        loss: training loss at the last logged step.
+        loss_unit: unit of the losses.
         val_loss, best_step: best validation loss, and its step.
         seconds: training time since the start or resume, including evaluations and samples.
         interrupted: whether training was stopped before its end.
@@ -39,6 +40,7 @@ class TrainingSummary:
     step: int
     steps: int
     loss: float | None
+    loss_unit: str
     val_loss: float | None
     best_step: int | None
     seconds: float
@@ -65,6 +67,7 @@ class TrainingSummary:
             step=step,
             steps=run.config.train.max_steps,
             loss=last_record[0].get("loss") if last_record else None,
+            loss_unit=run.config.loss_unit,
             val_loss=best["val_loss"] if best else None,
             best_step=best["step"] if best else None,
             seconds=seconds,
@@ -83,6 +86,7 @@ class TrainingSummary:
             step=step,
             steps=steps,
             loss=None,
+            loss_unit="",
             val_loss=None,
             best_step=None,
             seconds=0.0,

@@ -19,11 +19,14 @@ from mlxgpt.backend import device, execution, memory_limits
 from mlxgpt.config import Config, override_config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup, measure_all_reduce_seconds
-from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
 from mlxgpt.model.stats import count_trained_parameters, min_training_bytes
 from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.step import TrainStep, make_train_step, take_steps
-from mlxgpt.training.validation import count_eval_tokens, count_final_eval_tokens
+from mlxgpt.training.validation import (
+    count_eval_tokens,
+    count_final_eval_tokens,
+    make_evaluator,
+)
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -211,12 +214,9 @@ def _time_step_and_eval_token(
 
 
 def _time_eval_token(step_function: TrainStep, config: Config, dataset: Dataset) -> float:
-    evaluator = Evaluator(
-        step_function.model,
-        EvalDataset(dataset.val, dataset.tokenizer, dataset.tokenizer.end_of_text),
-        compile_eval_step(step_function.model, step_function.dtype),
-        batch_size=config.train.batch_size,
-        limit=max(config.train.batch_size, execution.thread_count()) * config.model.block_size,
+    reference = step_function.model.parameters()
+    evaluator = make_evaluator(dataset, step_function, dataset.tokenizer.end_of_text, reference)(
+        limit=max(config.train.batch_size, execution.thread_count()) * config.model.block_size
     )
 
     def evaluate(repeats: int) -> None:

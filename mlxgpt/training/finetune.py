@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import Config, override_config, validate_config
+from mlxgpt.config.resolve import resolve_config
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.examples import ExampleFormat, find_first_example, uses_template
@@ -47,6 +48,9 @@ ARCHITECTURE_FIELDS = (
 )
 
 
+DEFAULT_BETA = 0.1  # of DPO, as in its paper and in TRL
+
+
 @dataclass(frozen=True)
 class InitWeights:
     """Initial weights from another run.
@@ -79,6 +83,17 @@ class InitWeights:
         """
         is_chat = self.examples is not None and self.examples.template is not None
         return self.tokenizer.end_of_text is not None and not is_chat
+
+
+def choose_config(settings: Mapping[str, Any]) -> str:
+    """The built-in config for settings that choose none: `dpo` for preference pairs, else `lora` if
+    there is a `lora_rank`, else `finetune`.
+    """
+    _, config = resolve_config(None, "finetune", **settings)
+    example = find_first_example(config.data)
+    if example and example.is_pair:
+        return "dpo"
+    return "lora" if config.lora.lora_rank else "finetune"
 
 
 def load_init_weights(
@@ -127,7 +142,15 @@ def load_init_weights(
     weights = InitWeights(
         parameters, run.tokenizer, origin, chat_template, examples=None, parent=run
     )
-    if example := find_first_example(config.data):
+    example = find_first_example(config.data)
+    if example and example.is_pair:
+        config = override_config(config, {"beta": config.train.beta or DEFAULT_BETA})
+    elif config.train.beta:
+        raise UserError(
+            f"--beta is for DPO, and {', '.join(config.data.source)} has no preference pairs",
+            "omit it, or use rows with the keys prompt, chosen and rejected.",
+        )
+    if example:
         weights = _prepare_for_examples(weights, config, uses_template(example, config.data))
         vocab_size = max(config.model.vocab_size, weights.tokenizer.vocab_size)
         config = override_config(config, {"vocab_size": vocab_size})

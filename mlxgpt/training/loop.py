@@ -31,7 +31,7 @@ from mlxgpt.training.signals import catch_stop_signals
 from mlxgpt.training.snapshots import is_snapshot_step
 from mlxgpt.training.spike_guard import MAX_ROLLBACKS, SpikeGuard
 from mlxgpt.training.step import StepInputs, TrainStep, make_train_step
-from mlxgpt.training.validation import Validation
+from mlxgpt.training.validation import Validation, make_evaluator
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
     config, max_steps = job.config, job.config.train.max_steps
     memory_limit = job.memory_limit_bytes or math.inf
     step_function = make_train_step(config, group, job.init_weights)
+    # A resumed run replaces them by those of its checkpoint.
+    reference = step_function.model.parameters() if config.train.beta else {}
     step_inputs = StepInputs(job.dataset.train, config, group)
     with (
         resume_or_create_run(job, group, step_function, callbacks) as (run, start),
@@ -81,7 +83,8 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
         RunWriter(run, job.dataset, step_function, callbacks) if run else nullcontext() as writer,
     ):
         guard, step = start.guard, start.step
-        validate = Validation(job.dataset, step_function, start.bos, job.base_val)
+        evaluate = make_evaluator(job.dataset, step_function, start.bos, reference)
+        validate = Validation(job.dataset, step_function, evaluate, job.base_val)
         timer = StepTimer(config, job.dataset.tokens_per_step(config), group.size)
         handler = StepResultHandler(group, step_function, guard, validate, writer, timer)
         handler.begin(step, start.unlogged_metrics)
@@ -188,6 +191,7 @@ class StepResultHandler:
         self._group, self._step_function, self._guard = group, step_function, guard
         self._validate, self._writer, self.timer = validate, writer, timer
         self._config = step_function.config
+        self._has_warned = False  # about a zero gradient
 
     def begin(self, step: int, unlogged_metrics: dict[str, float] | None) -> None:
         """Before the first step: take a snapshot if due, and evaluate and log a step that was saved
@@ -212,6 +216,9 @@ class StepResultHandler:
     def read_metrics(self, pending: PendingStep) -> StepMetrics:
         """Wait for a step's loss and gradient norm, and record them in the spike guard."""
         loss, grad_norm = float(pending.loss), float(pending.grad_norm)
+        if grad_norm == 0.0 and not self._has_warned:
+            self._has_warned = True
+            logger.warning(f"the gradient of step {pending.step + 1:,} is zero: it changed nothing")
         self._guard.record(pending.step, loss, grad_norm, pending.loss_limit)
         if self._guard.spike_step is not None and not self._can_roll_back():
             self._guard.skip_spike()

@@ -24,6 +24,7 @@ from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.training.snapshots import SnapshotWriter
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
+from mlxgpt.training.validation import Result
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -115,8 +116,8 @@ class RunWriter:
     def add_evaluation(
         self,
         metrics: StepMetrics,
-        subset_result: Evaluation,
-        result: Evaluation,
+        subset_result: Result,
+        result: Result,
         base_result: Evaluation | None,
     ) -> None:
         """Record an evaluation: update the best checkpoint and generate a sample. Raises OSError if
@@ -127,9 +128,7 @@ class RunWriter:
             result: result to report.
             base_result: result on the data of the run that the initial weights are from, if any.
         """
-        metrics.eval_metrics["val_loss"] = result.loss
-        metrics.eval_metrics["val_bits_per_byte"] = result.bits_per_byte
-        metrics.eval_metrics["val_tokens"] = result.tokens
+        metrics.eval_metrics |= result.to_metrics()
         if base_result:
             metrics.eval_metrics["base_val_loss"] = base_result.loss
         best = self.run.best()

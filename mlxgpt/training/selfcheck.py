@@ -140,7 +140,7 @@ def check_micro_batches(config: Config) -> CheckResult:
     micro_batch_step = make_train_step(micro_batch_config)
     tokens = _random_tokens(config)
     batch_args = {"seed": 0, "block_size": config.model.block_size}
-    x, y, _ = tokens.get_batch(0, batch_size=2, micro_batches=2, **batch_args)
+    x, y, *_ = tokens.get_batch(0, batch_size=2, micro_batches=2, **batch_args)
     key = mx.random.key(0)
     is_different = bool((x[0] != x[1]).any())
     micro_batches = Batch(mx.array(x), mx.array(y))

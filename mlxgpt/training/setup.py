@@ -37,6 +37,7 @@ from mlxgpt.training.estimate import (
 )
 from mlxgpt.training.finetune import InitWeights, find_base_validation
 from mlxgpt.training.job import TrainJob, TrainRequest
+from mlxgpt.training.reference import add_reference
 from mlxgpt.training.resume import (
     apply_run_plan,
     check_resumable,
@@ -93,6 +94,8 @@ def setup_job(
             files.file_lock(folder, "training") if group.is_main else nullcontext(),
             device_errors.convert_device_errors("; stopped"),
         ):
+            if weights:
+                dataset = run_main_first(group, partial(add_reference, dataset, config, weights))
             job = TrainJob(
                 config,
                 dataset,
@@ -185,6 +188,11 @@ def _check_request(request: TrainRequest) -> None:
     if request.config.lora.lora_rank and not request.init_weights:
         raise UserError(
             "--lora-rank trains adapters of a trained model, and there is none",
+            "choose one: --init-from RUN.",
+        )
+    if request.config.train.beta and not request.init_weights:
+        raise UserError(
+            "--beta is for DPO, which starts from a trained model, and there is none",
             "choose one: --init-from RUN.",
         )
     if limit is not None and not 0 < limit < math.inf:

@@ -19,7 +19,12 @@ from mlxgpt.data.token_array import Batch
 from mlxgpt.distributed.group import LOCAL_GROUP, Arrays, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.lora import add_lora
-from mlxgpt.model.losses import swapped_parameters, training_losses
+from mlxgpt.model.losses import (
+    answer_logprobs,
+    dpo_losses,
+    swapped_parameters,
+    training_losses,
+)
 from mlxgpt.model.parameters import check_shapes, flatten_params, load_parameters
 from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
@@ -94,8 +99,8 @@ class TrainStep:
             loss_limit: largest loss for which the step is applied.
 
         Returns:
-            Mean loss before the update, in nats per token, and global gradient norm before
-            clipping; on a GPU both are still lazy.
+            Mean loss before the update, in nats per token or pair, and global gradient norm
+            before clipping; on a GPU both are still lazy.
         """
         loss, gradients, part_count = self._sum_gradients(batch, key)
         loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
@@ -156,12 +161,11 @@ class TrainStep:
         key: mx.array,
         total: tuple[mx.array, Arrays] | None,
     ) -> tuple[mx.array, Arrays]:
-        """Mean weighted loss of a batch [B, T] and its gradients, added to `total` if given."""
+        """Mean loss of a batch [B, T] and its gradients, added to `total` if given."""
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            losses = training_losses(self.model, batch.inputs, batch.targets, key)
-            return (losses if batch.weights is None else losses * batch.weights).mean()
+            return self._mean_loss(batch, key)
 
         with swapped_parameters(self.model):
             loss, tree = mx.value_and_grad(mean_loss)(parameters)
@@ -169,6 +173,20 @@ class TrainStep:
         if total is None:
             return loss, gradients
         return total[0] + loss, {n: total[1][n] + g for n, g in gradients.items()}
+
+    def _mean_loss(self, batch: Batch, key: mx.array) -> mx.array:
+        """Mean weighted loss of the tokens of a batch [B, T], or DPO's of its pairs."""
+        if batch.reference is None:
+            losses = training_losses(self.model, batch.inputs, batch.targets, key)
+            return (losses if batch.weights is None else losses * batch.weights).mean()
+        # [B, 2 T] -> [2 B, T]: each answer in a row of its own
+        inputs, targets, mask = (
+            array.reshape(2 * len(array), -1)
+            for array in (batch.inputs, batch.targets, batch.weights)
+        )
+        losses = training_losses(self.model, inputs, targets, key)
+        logprobs = answer_logprobs(losses, mask).reshape(batch.reference.shape)
+        return dpo_losses(logprobs, batch.reference, self.config.train.beta).mean()
 
     def _compute_norm_and_scale(
         self, loss: mx.array, gradients: Arrays, part_count: mx.array, loss_limit: mx.array

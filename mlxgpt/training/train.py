@@ -16,7 +16,7 @@ from mlxgpt.storage import run as run_folders
 from mlxgpt.training import loop as train_loop
 from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback, CallbackList, TrainingSummary
-from mlxgpt.training.finetune import ARCHITECTURE_FIELDS, load_init_weights
+from mlxgpt.training.finetune import ARCHITECTURE_FIELDS, choose_config, load_init_weights
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.retries import retry_on_gpu_failure
@@ -49,8 +49,8 @@ def train(
         recipe: recipe for the tier: `classic` (default), `modern` or `racing`.
         run: name or folder of the run; default: CONFIG-DATA.
         init_from: trained or imported run to initialize from. Its architecture and tokenizer are
-            used, with the built-in config `finetune`, or `lora` with a `lora_rank`, unless a tier
-            or config is given.
+            used, with the built-in config `finetune`, `lora` with a `lora_rank`, or `dpo` for
+            preference pairs, unless a tier or config is given.
         max_minutes: plan as many steps as fit into this time. Without a tier, a config and
             `init_from`, this also chooses a model size for that time, this data and this machine,
             with the recipe `racing` (default) or `modern`.
@@ -80,11 +80,11 @@ def train(
             name, resolved_config = _resolve_auto_size(recipe or "racing", max_minutes, settings)
         elif init_from:
             parent = run_folders.find_run(init_from, resolve_folder("runs", runs_dir))
-            if tier is None and config is None:
-                config = "lora" if settings.get("lora_rank") else "finetune"
             other_settings = {
                 k: v for k, v in settings.items() if k not in (*ARCHITECTURE_FIELDS, "block_size")
             }
+            if tier is None and config is None:
+                config = choose_config(other_settings)
             _, resolved_config = resolve_config(tier, config, recipe, **other_settings)
             resolved_config, init_weights = load_init_weights(parent, resolved_config, settings)
             name = parent.name

@@ -4,50 +4,77 @@ tokens, not on timings, so that it is the same on every machine and after every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.example_array import PairArray
 from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator, compile_eval_step
+from mlxgpt.evaluation.preferences import PreferenceEvaluation, PreferenceEvaluator
 from mlxgpt.training.step import TrainStep
+
+Result = Evaluation | PreferenceEvaluation
+MakeEvaluator = Callable[..., Evaluator | PreferenceEvaluator]
+
+
+def make_evaluator(
+    dataset: Dataset, step_function: TrainStep, bos: int | None, reference: dict
+) -> MakeEvaluator:
+    """Function that makes an evaluator of the model of a training step on validation data; it takes
+    `limit`, see `Evaluator`.
+
+    Args:
+        bos: id of the token that starts each document; None if documents start without one.
+        reference: parameters of DPO's reference; used if the dataset consists of pairs.
+    """
+    model, config, val = step_function.model, step_function.config, dataset.val
+    if isinstance(val, PairArray):
+        return partial(PreferenceEvaluator, model, val, reference, config, step_function.group)
+    return _make_loss_evaluator(step_function, EvalDataset(val, dataset.tokenizer, bos))
+
+
+def _make_loss_evaluator(
+    step_function: TrainStep, dataset: EvalDataset
+) -> Callable[..., Evaluator]:
+    return partial(
+        Evaluator,
+        step_function.model,
+        dataset,
+        compile_eval_step(step_function.model, step_function.dtype),
+        batch_size=step_function.config.train.batch_size,
+        group=step_function.group,
+    )
 
 
 class Validation:
     """Evaluates the model of a training step on validation data. Collective.
 
     Args:
+        evaluator: see `make_evaluator`.
         base_val: validation data of the run that the initial weights are from, if any.
-        bos: id of the token that starts each document; None if documents start without one.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         step_function: TrainStep,
-        bos: int | None,
+        evaluator: MakeEvaluator,
         base_val: EvalDataset | None = None,
     ) -> None:
         config = step_function.config
-        make_evaluator = partial(
-            Evaluator,
-            step_function.model,
-            step=compile_eval_step(step_function.model, step_function.dtype),
-            batch_size=config.train.batch_size,
-            group=step_function.group,
-        )
-        val_data = EvalDataset(dataset.val, dataset.tokenizer, bos)
-        self._make_evaluator = partial(make_evaluator, val_data)
+        self._make_evaluator = evaluator
         val_tokens = len(dataset.val.ids)
         self._eval_tokens = count_eval_tokens(config, val_tokens)
         self._final_eval_tokens = count_final_eval_tokens(config, val_tokens)
         self._max_steps = config.train.max_steps
-        self._evaluator = self._make_evaluator(limit=self._eval_tokens)
+        self._evaluator = evaluator(limit=self._eval_tokens)
         self._base_evaluator = None
         if base_val:
             limit = count_eval_tokens(config, len(base_val.tokens.ids))
-            self._base_evaluator = make_evaluator(base_val, limit=limit)
+            self._base_evaluator = _make_loss_evaluator(step_function, base_val)(limit=limit)
 
-    def __call__(self, step: int) -> tuple[Evaluation, Evaluation, Evaluation | None]:
+    def __call__(self, step: int) -> tuple[Result, Result, Evaluation | None]:
         """Evaluate after `step` steps. Returns the result on the tokens that every evaluation uses,
         comparable across steps; the result to report, which is on more tokens at the end; and that
         of `evaluate_base`.

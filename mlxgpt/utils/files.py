@@ -128,12 +128,14 @@ def find_remedy(error: Exception, default: str = "") -> str:
     return REMEDIES.get(error_number, default or "check the file and its folder.")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file atomically: readers, and a crash, see the old or the new file."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file atomically: readers, and a crash, see the old or the new file."""
     scratch = path.with_name(f".{path.name}.new")
-    try:
+    if isinstance(content, str):
         # Escapes surrogates, which come from file names that are not UTF-8.
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        content = content.encode("utf-8", errors="backslashreplace")
+    try:
+        scratch.write_bytes(content)
         fsync_path(scratch)
         scratch.replace(path)
         fsync_path(path.parent)

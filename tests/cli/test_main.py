@@ -126,6 +126,7 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "log_interval": (["13"], 13),
     "eval_interval": (["17"], 17),
     "eval_tokens": (["29"], 29),
+    "beta": (["0.2"], 0.2),
     "patience": (["4"], 4),
     "save_interval": (["19"], 19),
     "keep_checkpoints": (["3"], 3),

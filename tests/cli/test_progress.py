@@ -57,6 +57,7 @@ def render_training(
         step=1220,
         steps=5000,
         loss=1.5,
+        loss_unit="nats per token",
         val_loss=1.75,
         best_step=1210,
         seconds=3725.0,

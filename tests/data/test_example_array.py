@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.data.example_array import ROW_MULTIPLE, ExampleArray, pack_examples
+from mlxgpt.data.example_array import ROW_MULTIPLE, ExampleArray, PairArray, pack_examples
 
 VOCAB_SIZE = 50
 
@@ -51,7 +51,7 @@ def test_a_batch_contains_whole_examples_and_weights_only_trained_targets(
 ) -> None:
     array = make_array(parts)
     sizes = {"batch_size": batch_size, "micro_batches": micro_batches}
-    inputs, targets, weights = array.get_batch(step, seed=3, block_size=64, **sizes)
+    inputs, targets, weights, _ = array.get_batch(step, seed=3, block_size=64, **sizes)
     assert inputs.shape == (micro_batches, batch_size, ROW_MULTIPLE)
     assert inputs.dtype == targets.dtype == np.int32
     assert np.isclose(weights.mean(), 1)
@@ -99,3 +99,50 @@ def test_evaluation_reads_examples_spread_over_the_array() -> None:
     array = make_array([(np.array([n, n]), np.array([False, True])) for n in range(10)])
     assert [int(w.ids[0]) for w in array.windows(8, bos=3)] == list(range(10))
     assert [int(w.ids[0]) for w in array.windows(8, None, limit=6)] == [0, 3, 6]
+
+
+@st.composite
+def pair_arrays(draw: st.DrawFn) -> PairArray:
+    """Pairs with different lengths, and a reference that tells them apart."""
+    parts = [part for _ in range(draw(st.integers(1, 4))) for part in draw(examples())]
+    parts = parts[: len(parts) // 2 * 2] or parts * 2
+    reference = np.arange(len(parts), dtype=np.float32).reshape(-1, 2)
+    return PairArray(pack_examples(parts), VOCAB_SIZE, reference)
+
+
+@given(
+    array=pair_arrays(),
+    batch_size=st.integers(1, 4),
+    micro_batches=st.integers(1, 3),
+    step=st.integers(0, 5),
+)
+def test_a_row_of_a_batch_is_a_pair_with_its_reference(
+    array: PairArray, batch_size: int, micro_batches: int, step: int
+) -> None:
+    batch = array.get_batch(
+        step, seed=3, batch_size=batch_size, block_size=64, micro_batches=micro_batches
+    )
+    assert batch.inputs.shape == (micro_batches, batch_size, 2 * ROW_MULTIPLE)
+    assert batch.reference.shape == (micro_batches, batch_size, 2)
+    rows = (part.reshape(-1, 2, part.shape[-1] // 2) for part in batch)
+    for inputs, targets, mask, reference in zip(*rows, strict=True):
+        for half in (0, 1):
+            ids, trained = array.example(int(reference[half, 0]))
+            size = len(trained)
+            assert int(reference[half, 0]) % 2 == half
+            assert inputs[half, :size].tolist() == ids[:-1].tolist()
+            assert targets[half, :size].tolist() == ids[1:].tolist()
+            assert mask[half, :size].astype(bool).tolist() == trained.tolist()
+            assert not mask[half, size:].any()
+
+
+def test_every_epoch_has_each_pair_once() -> None:
+    parts = [(np.array([n, n]), np.array([False, True])) for n in range(12)]
+    array = PairArray(pack_examples(parts), VOCAB_SIZE, np.zeros((6, 2), np.float32))
+    batches = [array.get_batch(n, seed=1, batch_size=2, block_size=8) for n in range(3)]
+    chosen = [int(row[0]) for batch in batches for row in batch.inputs[0]]
+    assert sorted(chosen) == [0, 2, 4, 6, 8, 10]
+    assert chosen != sorted(chosen)
+    assert [int(w.ids[0]) for w in array.windows(8, None)] == [0, 2, 4, 6, 8, 10]
+    assert [int(w.ids[0]) for w in array.windows(8, None, limit=12)] == [0, 4, 8]
+    assert array.tokens_per_row == 2

@@ -13,7 +13,7 @@ import pytest
 from mlxgpt.config import DataConfig
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.example_array import ExampleArray
+from mlxgpt.data.example_array import ExampleArray, PairArray
 from mlxgpt.data.examples import (
     ExampleFormat,
     encode_example,
@@ -122,6 +122,7 @@ def test_a_template_that_changes_earlier_turns_is_refused(tmp_path: Path) -> Non
         ({"prompt": "a\0", "completion": "b"}, "contains a NUL"),
         ({"prompt": "\ud800", "completion": "b"}, "not valid Unicode"),
         ({"messages": [USER]}, "line 2: there is no message of the assistant"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [SECOND]}, "only one of .* is a pair"),
     ],
 )
 def test_invalid_rows_are_refused_with_their_line(row: Any, problem: str, tmp_path: Path) -> None:
@@ -176,6 +177,77 @@ def test_parquet_rows_as_on_the_hub(tmp_path: Path) -> None:
     assert second.messages[1]["thinking"] == "A greeting."
     with pytest.raises(UserError, match="row 2: messages is not a list of messages"):
         list(read_examples([write({"content": "Yo"}, {"content": None})]))
+
+
+PAIR = {"prompt": [USER], "chosen": [ANSWER], "rejected": [SECOND]}
+
+
+def encode_pair(row: Any, tmp_path: Path) -> list[tuple[list[int], list[bool]]]:
+    (parsed,) = read_examples([write_rows(tmp_path / "rows.jsonl", row)])
+    assert parsed.is_pair
+    examples = [encode_example(answer, MESSAGES, CHAT) for answer in parsed.answers()]
+    return [(ids.tolist(), trained.tolist()) for ids, trained in examples]
+
+
+def test_both_answers_of_a_pair_are_examples_after_the_same_prompt(tmp_path: Path) -> None:
+    texts = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " five"}
+    (pair,) = read_examples([write_rows(tmp_path / "rows.jsonl", texts)])
+    for answer, name in zip(pair.answers(), ("chosen", "rejected"), strict=True):
+        row = {"prompt": texts["prompt"], "completion": texts[name]}
+        (expected,) = read_examples([write_rows(tmp_path / "rows.jsonl", row)])
+        assert answer.key == expected.key
+    expected_pair = [
+        encode_example(row, MESSAGES, CHAT)
+        for answer in (ANSWER, SECOND)
+        for row in read_examples(
+            [write_rows(tmp_path / "a.jsonl", {"prompt": [USER], "completion": [answer]})]
+        )
+    ]
+    assert encode_pair(PAIR, tmp_path) == [(i.tolist(), t.tolist()) for i, t in expected_pair]
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Hi"}], ids=["trl-lib", "HuggingFaceH4"])
+def test_pairs_as_on_the_hub(prompt: dict[str, str], tmp_path: Path) -> None:
+    """HuggingFaceH4/ultrafeedback_binarized has the prompt as a string and in both conversations,
+    and `messages`, which are those of `chosen`; trl-lib/ultrafeedback_binarized has no `prompt`.
+    """
+    row = {"chosen": [USER, ANSWER], "rejected": [USER, SECOND], "score_chosen": 8.0, **prompt}
+    assert encode_pair({**row, "messages": row["chosen"]}, tmp_path) == encode_pair(PAIR, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same chosen and rejected answer"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "chosen is not a list of messag"),
+        ({"chosen": "b", "rejected": "c"}, "has no 'prompt'"),
+        ({"prompt": "a", "chosen": "b", "rejected": [ANSWER]}, "prompt and rejected is text"),
+        ({"prompt": [USER], "chosen": "b", "rejected": "c"}, "prompt and chosen is text"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "prompt and rejected is text"),
+        ({"prompt": "a", "completion": "b"}, "only one of .*line 1 and .*line 2 is a pair"),
+    ],
+)
+def test_invalid_pairs_are_refused_with_their_line(row: Any, problem: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", PAIR, row)
+    with pytest.raises(UserError, match=problem) as caught:
+        list(read_examples([path]))
+    assert "line 2" in caught.value.problem
+
+
+def test_a_folder_of_pairs_keeps_answers_together(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "chosen": " yes", "rejected": " no"} for n in range(20)]
+    train, val, meta = prepare(tmp_path, *rows)
+    assert isinstance(train, PairArray)
+    assert isinstance(val, PairArray)
+    assert (train.pair_count, val.pair_count) == (18, 2)
+    assert meta.has_pairs
+    for part in (train, val):
+        texts = [BYTES.decode(part.example(n).ids.tolist()[1:-1]) for n in range(len(part))]
+        for chosen, rejected in zip(texts[0::2], texts[1::2], strict=True):
+            assert chosen.removesuffix(" yes") == rejected.removesuffix(" no")
+    rows[3] |= {"chosen": " yes, or so", "rejected": " yes, or not"}
+    with pytest.raises(UserError, match="line 4 has the same chosen and rejected answer within 8"):
+        prepare(tmp_path, *rows, max_tokens=9)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])

@@ -36,7 +36,7 @@ def test_targets_are_the_inputs_shifted_by_one(
     extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
 ) -> None:
     array = make_counting_array(block_size + extra)
-    inputs, targets, weights = array.get_batch(
+    inputs, targets, weights, _ = array.get_batch(
         step,
         seed=1,
         batch_size=batch_size,
@@ -98,7 +98,7 @@ def test_micro_batches_contain_the_same_tokens() -> None:
 
 def test_batch_order_never_changes() -> None:
     # Must not change: other values would break resuming of existing runs.
-    inputs, _, _ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
+    inputs, *_ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
     assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
 
 

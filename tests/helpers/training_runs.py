@@ -122,3 +122,24 @@ def train_fox_model(folder: Path, config: Config, *, stories: int = 40) -> runs.
         data_dir=folder / "data",
     )
     return runs.open_run(summary.run)
+
+
+def tune_on_pairs(folder: Path, config: Config) -> runs.Run:
+    """Train the run `fox` in FOLDER/runs, and tune it on preference pairs: the run `tuned`."""
+    train_fox_model(folder, config, stories=80)
+    pairs = [
+        {"prompt": f"There were {n}", "chosen": " foxes.", "rejected": " dogs!"} for n in range(20)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    summary = api.train(
+        init_from="fox",
+        source=folder / "pairs.jsonl",
+        run="tuned",
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+        max_steps=10,
+        learning_rate=1e-2,
+        eval_interval=5,
+        batch_size=2,
+    )
+    return runs.open_run(summary.run)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import api
-from mlxgpt.config import Config, DataConfig, override_config
+from mlxgpt.config import Config, override_config
 from mlxgpt.data.chat_template import CHATML
 from mlxgpt.data.example_array import ExampleArray, pack_examples
-from mlxgpt.data.examples import encode_example, read_examples
 from mlxgpt.data.token_array import Batch
-from mlxgpt.model.gpt import GPT
-from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import run as runs
-from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.step import TrainStep
+from tests.helpers.exported_examples import ExportedExamples, torch_gradients
 from tests.helpers.training_runs import train_fox_model
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 trl = pytest.importorskip("trl", reason="trl is not installed")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 
 USER = [{"role": "user", "content": text} for text in ("Who is there?", "Really?", "And then?")]
@@ -80,33 +74,10 @@ class Sides:
     """Both sides of the comparison, with the same weights, examples and settings."""
 
     def __init__(self, base: runs.Run, kind: str, folder: Path) -> None:
-        rows, source = ROWS[kind], str(folder / "rows.jsonl")
-        Path(source).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        config = override_config(base.config, SETTINGS)
-        config = replace(config, data=DataConfig(source=(source,)))
-        self.config, weights = load_init_weights(base, config, {"dropout": 0.0})
-        self.config = override_config(self.config, {"dropout": 0.0})
-        assert weights.examples is not None
-        self.examples = [
-            encode_example(row, weights.examples, weights.tokenizer)
-            for row in read_examples([source])
-        ]
-        self.model = GPT(self.config.model)
-        load_parameters(self.model, weights.parameters)
-        run = replace(
-            base,
-            folder=folder / "runs" / "tuned",
-            config=self.config,
-            tokenizer=weights.tokenizer,
-            add_bos_token=weights.adds_bos,
-        )
-        runs.create_run(run, weights.chat_template)
-        run.save(run.checkpoints, 0, dict(weights.parameters), {})
-        exported = folder / "exported"
-        api.export(to="hf", run="tuned", runs_dir=folder / "runs", output=exported)
-        self.torch_model = transformers.AutoModelForCausalLM.from_pretrained(exported)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-        tokenizer.pad_token = tokenizer.eos_token
+        rows = ROWS[kind]
+        exported = ExportedExamples(base, rows, SETTINGS, folder)
+        self.config, self.examples, self.model = exported.config, exported.examples, exported.model
+        self.torch_model, tokenizer = exported.torch_model, exported.tokenizer
         if kind == "messages":
             assert tokenizer.chat_template == CHATML
             tokenizer.chat_template = CHATML_WITH_TAGS
@@ -135,7 +106,7 @@ class Sides:
     def our_batch(self) -> Batch:
         array = ExampleArray(pack_examples(self.examples), self.config.model.vocab_size)
         batch = array.get_batch(0, seed=0, batch_size=2, micro_batches=2, block_size=128)
-        return Batch(*map(mx.array, batch))
+        return Batch(*map(mx.array, batch[:3]))
 
 
 @pytest.fixture
@@ -162,12 +133,9 @@ def test_loss_and_gradients_match(sides: Sides) -> None:
     torch_loss = sides.trainer.compute_loss(sides.torch_model, batch)
     torch_loss.backward()
     assert float(loss) == pytest.approx(torch_loss.item(), abs=1e-4)
-    theirs = {name: p.grad.numpy() for name, p in sides.torch_model.named_parameters()}
+    theirs = torch_gradients(sides.torch_model)
     for name, gradient in gradients.items():
-        expected = theirs[f"transformer.{name}"]
-        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-            expected = expected.T  # transformers' Conv1D
-        np.testing.assert_allclose(np.array(gradient), expected, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(np.array(gradient), theirs[name], atol=1e-4, err_msg=name)
 
 
 def test_twenty_steps_match(sides: Sides) -> None:

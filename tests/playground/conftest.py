@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config
+from mlxgpt.config import Config, override_config
 from tests.helpers.play_server import PlayServer, serve_run, serve_run_copy
+from tests.helpers.training_runs import tune_on_pairs
 
 
 @pytest.fixture(scope="package")
@@ -36,6 +37,15 @@ def tales_server(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iter
         data_dir=folder / "data",
     )
     with serve_run(folder / "runs" / "tales") as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def tuned_server(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
+    """Server of a run tuned on preference pairs, next to the run it was initialized from."""
+    config = override_config(tiny, {"block_size": 64})
+    run = tune_on_pairs(tmp_path_factory.mktemp("preferences"), config)
+    with serve_run(run.folder) as server:
         yield server
 
 

@@ -276,3 +276,39 @@ def test_characters_of_several_tokens() -> None:
 def test_example_prompt_fits_the_vocabulary(served: PlayServer, model: LoadedModel) -> None:
     assert _example_prompt(model.tokenizer) == ""  # its vocabulary has no capital T
     assert _example_prompt(BPETokenizer([])) == "Once upon a time"
+
+
+def test_a_tuned_run_is_compared_with_the_run_it_was_initialized_from(
+    tuned_server: PlayServer, own_server: PlayServer
+) -> None:
+    assert tuned_server.get("/api/run").json()["reference"] == "fox"
+    folder = tuned_server.folder
+    models = {name: load(str(folder.parent / name)) for name in ("tuned", "fox")}
+    prompt = "There were 3"
+    request: dict[str, Any] = {"text": prompt, "seed": 5, "max_tokens": 8}
+    texts, probabilities = [], []
+    for name, model in models.items():
+        body = request | {"reference": name == "fox"}
+        _, *events, _ = tuned_server.post_stream("/api/generate", **body)
+        text = prompt + "".join(event["text"] for event in events)
+        assert [text] == model.generate(prompt, seed=5, max_tokens=8).texts
+        texts.append(text)
+        rows = tuned_server.post_ok("/api/next_tokens", **body)["top_tokens"]
+        expected, _ = model.next_token_probs(model.encode(prompt).tolist(), 3)
+        assert [id for id, *_ in rows[:3]] == [id for id, _ in expected]
+        assert [row[2] for row in rows[:3]] == pytest.approx([share for _, share in expected])
+        probabilities.append(rows[0][2])
+    assert probabilities[0] != probabilities[1]
+    assert own_server.get("/api/run").json()["reference"] is None
+    message = own_server.post_error("/api/generate", text="to be", reference=True)
+    assert "not in the same folder" in message
+
+
+def test_curves_explain_the_first_loss(tuned_server: PlayServer, served: PlayServer) -> None:
+    """It is ln 2 for preference pairs, and ln(vocabulary size) for text."""
+    start = tuned_server.get("/api/curves").json()["start"]
+    assert start["loss"] == pytest.approx(np.log(2))
+    assert tuned_server.get("/api/curves").json()["loss_unit"] == "nats per pair"
+    model = load(str(served.folder))
+    start = served.get("/api/curves").json()["start"]
+    assert start["loss"] == pytest.approx(np.log(model.run.config.model.vocab_size))

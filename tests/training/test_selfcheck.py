@@ -182,7 +182,7 @@ def repeat_micro_batch(patch: Patch) -> None:
     real = TokenArray.get_batch
 
     def batch(self: TokenArray, *args: int, **kwargs: int) -> Batch:
-        inputs, targets, _ = real(self, *args, **kwargs)
+        inputs, targets, *_ = real(self, *args, **kwargs)
         return Batch(np.stack([inputs[0]] * len(inputs)), np.stack([targets[0]] * len(targets)))
 
     patch.setattr(TokenArray, "get_batch", batch)

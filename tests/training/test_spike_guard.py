@@ -118,7 +118,7 @@ def noisy_batch(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     original = TokenArray.get_batch
 
     def batch(self: TokenArray, step: int, **kwargs: Any) -> Any:
-        inputs, targets, _ = original(self, step, **kwargs)
+        inputs, targets, *_ = original(self, step, **kwargs)
         return Batch(inputs, (np.roll(targets, 3) + 3) % 11 if step == SPIKE_STEP else targets)
 
     monkeypatch.setattr(TokenArray, "get_batch", batch)

@@ -67,6 +67,7 @@ export const getRun = () => get("/api/run");
 export const getCurves = () => get("/api/curves");
 export const streamTokens = (body, signal) => postStream("/api/generate", body, signal);
 export const fetchNextTokens = postLatest("/api/next_tokens");
+export const fetchReferenceNextTokens = postLatest("/api/next_tokens");
 export const fetchAttention = postLatest("/api/attention");
 export const fetchLogitLens = postLatest("/api/lens");
 export const fetchNeighbors = postLatest("/api/neighbors");

@@ -1,15 +1,17 @@
 // The Generate tab: generates text; selecting an alternative to a token continues from there.
 
-import { fetchNextTokens, streamTokens } from "./api.js";
+import { fetchNextTokens, fetchReferenceNextTokens, streamTokens } from "./api.js";
 import { byId, clearError, guarded, number, percent, renderBars, restoreText, saveText, showError, state, visible } from "./shared.js";
 import { TokenView } from "./token_view.js";
 
 const SAMPLING_PARAMS = ["temperature", "top_k", "top_p", "min_p"];
 let running = null;
+let referenceTokens = [];
 
 const tokenView = new TokenView(byId("generated-text"), showAlternatives, () => {
   byId("alternatives").querySelector("button")?.focus();
 });
+const referenceView = new TokenView(byId("reference-text"), (n) => describeToken(referenceTokens[n], state.run.reference), () => {});
 
 export function init() {
   byId("generate-form").addEventListener("submit", (event) => {
@@ -25,6 +27,9 @@ export function init() {
   for (const name of SAMPLING_PARAMS) {
     byId(name).addEventListener("input", guarded(showNextTokens));
   }
+  byId("compare-label").hidden = !state.run.reference;
+  for (const name of document.querySelectorAll(".reference-name")) name.textContent = state.run.reference;
+  byId("compare").addEventListener("change", guarded(showComparison));
   addEventListener("pagehide", saveText);
   const stored = restoreText();
   byId("prompt").value = stored?.prompt ?? state.run.example_prompt;
@@ -61,22 +66,49 @@ async function generate(prompt, previous) {
   byId("stop-button").disabled = false;
   byId("continue-button").disabled = true;
   byId("generate-status").textContent = "";
-  const pending = [];
-  let frame = 0, count = 0, seed = 0, ending = "stopped";
+  const body = { ...prompt, ...generationParams() };
   const start = performance.now();
+  let result;
+  try {
+    result = await stream(body, controller.signal, tokenView, (tokens) => { state.tokens = tokens; }, previous);
+    const seconds = (performance.now() - start) / 1000;
+    if (comparing() && !controller.signal.aborted) {
+      await stream({ ...body, seed: result.seed, reference: true }, controller.signal, referenceView, (tokens) => { referenceTokens = tokens; });
+    }
+    const { count, ending, seed } = result;
+    if (running === controller && count) {
+      byId("generate-status").textContent = `${number(count)} tokens, ${number(count / seconds)} tok/s, ${ending}; seed ${seed}`;
+    }
+  } catch (error) {
+    showError(error);
+  }
+  if (running !== controller) return; // replaced by a newer generation
+  running = null;
+  byId("stop-button").disabled = true;
+  byId("continue-button").disabled = !state.tokens.length;
+  saveText();
+  state.changed.dispatchEvent(new Event("text"));
+  await guarded(showNextTokens)();
+}
+
+// Streams generated tokens into a view; calls onTokens with the list that they are added to.
+// Tokens that are also in `previous` keep their probabilities.
+async function stream(body, signal, view, onTokens, previous = []) {
+  const pending = [];
+  let tokens = [], frame = 0, count = 0, seed = 0, ending = "stopped";
   const show = () => {
     frame = 0;
     const added = pending.splice(0);
-    state.tokens.push(...added);
-    tokenView.add(added);
+    tokens.push(...added);
+    view.add(added);
   };
   try {
-    const body = { ...prompt, ...generationParams() };
-    for await (const event of streamTokens(body, controller.signal)) {
+    for await (const event of streamTokens(body, signal)) {
       if (event.prompt) {
         seed = event.seed;
-        state.tokens = event.prompt.map(([id, text, label], n) => previous[n]?.id === id ? previous[n] : { id, text, label, probability: null, alternatives: null });
-        tokenView.show(state.tokens);
+        tokens = event.prompt.map(([id, text, label], n) => previous[n]?.id === id ? previous[n] : { id, text, label, probability: null, alternatives: null });
+        onTokens(tokens);
+        view.show(tokens);
       } else if (event.finish_reason) {
         ending = event.finish_reason === "stop" ? "ended with end-of-text" : "reached max tokens";
       } else {
@@ -86,23 +118,27 @@ async function generate(prompt, previous) {
       }
     }
   } catch (error) {
-    showError(error);
+    if (!signal.aborted) throw error;
+  } finally {
+    cancelAnimationFrame(frame);
+    show();
   }
-  if (running !== controller) return; // replaced by a newer generation
-  cancelAnimationFrame(frame);
-  show();
-  running = null;
-  byId("stop-button").disabled = true;
-  byId("continue-button").disabled = !state.tokens.length;
-  const seconds = (performance.now() - start) / 1000;
-  if (count) byId("generate-status").textContent = `${number(count)} tokens, ${number(count / seconds)} tok/s, ${ending}; seed ${seed}`;
-  saveText();
-  state.changed.dispatchEvent(new Event("text"));
-  await guarded(showNextTokens)();
+  return { seed, count, ending };
+}
+
+const comparing = () => state.run.reference !== null && byId("compare").checked;
+
+function showComparison() {
+  byId("reference-panel").hidden = byId("reference-next").hidden = !comparing();
+  byId("generated-text").closest(".columns").classList.toggle("compared", comparing());
+  return showNextTokens();
 }
 
 function showAlternatives(n) {
-  const token = state.tokens[n];
+  describeToken(state.tokens[n], "The model", (id) => branch(n, id));
+}
+
+function describeToken(token, modelName, onSelect) {
   if (!token) return;
   const list = byId("alternatives");
   byId("alternatives-title").textContent = `Alternatives to “${visible(token.label)}”`;
@@ -111,8 +147,9 @@ function showAlternatives(n) {
     list.replaceChildren();
     return;
   }
-  byId("alternatives-hint").textContent = `The model gave it a probability of ${percent(token.probability)}. Select another token to continue from there.`;
-  renderBars(list, token.alternatives, { sampledId: token.id, scale: token.alternatives[0][2], onSelect: (id) => branch(n, id) });
+  byId("alternatives-hint").textContent = `${modelName} gave it a probability of ${percent(token.probability)}.`
+    + (onSelect ? " Select another token to continue from there." : "");
+  renderBars(list, token.alternatives, { sampledId: token.id, scale: token.alternatives[0][2], onSelect });
 }
 
 // Replaces a token with an alternative and continues from there.
@@ -150,10 +187,16 @@ async function showNextTokens() {
       ? "Above 1: unlikely tokens become more likely; more varied text." : "1: sampled from the model's own distribution.";
   if (running) return;
   const prompt = state.tokens.length ? { ids: ids() } : { text: byId("prompt").value };
-  const response = await fetchNextTokens({ ...prompt, ...params });
+  showTopTokens(byId("next-tokens"), await fetchNextTokens({ ...prompt, ...params }));
+  if (comparing()) {
+    showTopTokens(byId("reference-next-tokens"), await fetchReferenceNextTokens({ ...prompt, ...params, reference: true }));
+  }
+}
+
+function showTopTokens(list, response) {
   if (!response) return;
   const maxProb = Math.max(...response.top_tokens.map(([, , modelProb, samplingProb]) => Math.max(modelProb, samplingProb)));
-  renderBars(byId("next-tokens"), response.top_tokens, {
+  renderBars(list, response.top_tokens, {
     scale: maxProb, format: (modelProb, samplingProb) => `${percent(modelProb)} → ${percent(samplingProb)}`,
   });
 }

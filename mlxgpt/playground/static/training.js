@@ -30,7 +30,7 @@ export async function onOpen() {
   byId("training-progress").textContent = curves.step
     ? `Step ${number(curves.step)} of ${number(curves.max_steps)}, ${curves.minutes.toFixed(1)} min of training. `
       + (isTraining ? "This page updates every 2 s during training. " : "")
-      + "An untrained model gives every token the same probability; its loss is ln(vocabulary size)."
+      + curves.start.reason
     : "No training metrics have been logged for this run.";
   if (isTraining && !state.run.imported) timer = setTimeout(guarded(onOpen), REFRESH_MS);
 }
@@ -103,25 +103,25 @@ function draw() {
   svg.selectAll("*").remove();
   const { width, height } = byId("loss-curve").getBoundingClientRect();
   if (!width || !curves.loss.length) return;
-  const uniformLoss = Math.log(curves.vocab_size), all = [...curves.loss, ...curves.val_loss].map(([, value]) => value);
+  const startLoss = curves.start.loss, all = [...curves.loss, ...curves.val_loss].map(([, value]) => value);
   const x = d3.scaleSqrt([0, Math.max(curves.step, ...curves.snapshots, 1)], [40, width - 22]);
-  const y = d3.scaleLinear([Math.min(...all), Math.max(uniformLoss, ...all)], [height - 30, 12]).nice();
+  const y = d3.scaleLinear([Math.min(...all), Math.max(startLoss, ...all)], [height - 30, 12]).nice();
   svg.append("g").attr("transform", `translate(0,${height - 30})`).call(d3.axisBottom(x).ticks(Math.min(8, width / 70)));
   svg.append("g").attr("transform", "translate(40,0)").call(d3.axisLeft(y).ticks(6));
   svg.append("text").attr("x", width - 22).attr("y", height - 2).attr("text-anchor", "end").text("steps");
-  svg.append("text").attr("x", 46).attr("y", 12).text("loss, nats per token");
+  svg.append("text").attr("x", 46).attr("y", 12).text(`loss, ${curves.loss_unit}`);
   const line = d3.line(([step]) => x(step), ([, value]) => y(value));
-  svg.append("line").attr("class", "uniform").attr("x1", 40).attr("x2", width - 22).attr("y1", y(uniformLoss)).attr("y2", y(uniformLoss));
-  svg.append("text").attr("class", "uniform-label").attr("x", width - 22).attr("y", y(uniformLoss) + 14).attr("text-anchor", "end")
-    .text(`uniform guess: ln ${number(curves.vocab_size)} = ${uniformLoss.toFixed(2)}`);
+  svg.append("line").attr("class", "uniform").attr("x1", 40).attr("x2", width - 22).attr("y1", y(startLoss)).attr("y2", y(startLoss));
+  svg.append("text").attr("class", "uniform-label").attr("x", width - 22).attr("y", y(startLoss) + 14).attr("text-anchor", "end")
+    .text(`${curves.start.label} = ${startLoss.toFixed(2)}`);
   svg.append("path").attr("class", "train-loss").attr("d", line(curves.loss));
   svg.append("path").attr("class", "val-loss").attr("d", line(curves.val_loss));
   const selected = curves.snapshots[Number(byId("snapshot").value)];
   const nearest = d3.bisector(([step]) => step).center;
-  const value = (step) => (step ? curves.loss[nearest(curves.loss, step)][1] : uniformLoss);
+  const value = (step) => (step ? curves.loss[nearest(curves.loss, step)][1] : startLoss);
   svg.selectAll("circle").data(curves.snapshots).join("circle").attr("class", (step) => `snapshot${step === selected ? " selected" : ""}`)
     .attr("r", (step) => (step === selected ? 7 : 4)).attr("cx", (step) => x(step)).attr("cy", (step) => y(value(step)));
   const last = curves.val_loss.at(-1);
-  svg.attr("aria-label", `Loss over ${number(curves.step)} steps: from a uniform guess, ${uniformLoss.toFixed(2)} nats, to `
+  svg.attr("aria-label", `Loss over ${number(curves.step)} steps: from ${startLoss.toFixed(2)}, ${curves.start.label}, to `
     + (last ? `a validation loss of ${last[1].toFixed(2)}.` : `a training loss of ${curves.loss.at(-1)[1].toFixed(2)}.`));
 }
