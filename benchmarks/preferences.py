@@ -178,6 +178,8 @@ def tune(task: Task, beta: float, rate: float) -> None:
         source=str(task.path / "pairs.jsonl"),
         beta=beta,
         learning_rate=rate,
+        batch_size=16,
+        gradient_accumulation_steps=1,
         max_steps=STEPS,
         eval_interval=STEPS // 5,
         seed=task.seed,

@@ -72,17 +72,15 @@ class ModelCache:
         self._models.move_to_end(step)
         return model
 
-    def get_reference(self) -> tuple[str, LoadedModel] | None:
-        """Name and model of the run that this one was initialized from, at the step that it was
-        initialized from; None if that is not in the same folder.
-        """
+    def get_reference(self) -> LoadedModel | None:
+        """The model that this run was initialized from; None if it is not in the same folder."""
         run = self.get_run()
         origin_run = find_origin_run(run)
         if origin_run is None or run.origin["step"] not in origin_run.saved_steps():
             return None
         if self._reference is None or self._reference.folder != origin_run.folder:
             self._reference = ModelCache(origin_run.folder)
-        return origin_run.name, self._reference.get_model(run.origin["step"])
+        return self._reference.get_model(run.origin["step"])
 
     def _weights_mtime(self, step: int) -> int | None:
         """Modification time of a step's checkpoint folder in ns; None if it does not exist."""

@@ -90,7 +90,7 @@ class _UIEndpoints:
                 "example_prompt": _example_prompt(run.tokenizer),
                 "imported": not run.data_name,
                 "has_chat_template": run.has_chat_template,
-                "reference": replace_unprintable(reference[0]) if reference else None,
+                "reference": _describe_reference(reference.run) if reference else None,
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
@@ -210,7 +210,7 @@ class _UIEndpoints:
                 "the run that this one was initialized from is not in the same folder",
                 "copy it there.",
             )
-        return reference[1]
+        return reference
 
     def _load_model_and_ids(self, body: UIRequest) -> tuple[LoadedModel, list[int]]:
         """The model and the prompt's last token ids, at most MAX_ATTENTION_TOKENS."""
@@ -228,6 +228,10 @@ async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> Asyn
                 yield auth.format_sse_event(item)
         except UserError as error:
             yield auth.format_sse_error(error)
+
+
+def _describe_reference(run: Run) -> dict[str, Any]:
+    return {"name": replace_unprintable(run.name), "has_chat_template": run.has_chat_template}
 
 
 def _encode_prompt(body: UIRequest, model: LoadedModel) -> list[int]:

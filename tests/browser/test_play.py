@@ -14,9 +14,11 @@ from mlx.utils import tree_flatten
 from mlxgpt.config import Config, override_config
 from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.convert.importing import create_imported_run
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from tests.helpers.play_server import KEY, PlayServer, serve_run, serve_run_copy
 from tests.helpers.tiny_models import make_random_model
+from tests.helpers.training_runs import tune_on_pairs
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
@@ -103,6 +105,50 @@ def test_tokens_within_a_ligature_have_a_width(play: PlayPage) -> None:
     )
     assert len(widths) == 37
     assert min(widths[:7]) > 0
+
+
+@pytest.fixture(scope="module")
+def tuned_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
+    """Server of a run tuned on preference pairs, next to the run it was initialized from."""
+    config = override_config(tiny, {"block_size": 64})
+    with serve_run(tune_on_pairs(tmp_path_factory.mktemp("tuned"), config).folder) as server:
+        yield server
+
+
+def test_comparison_with_the_reference(browser: Any, tuned_served: PlayServer) -> None:
+    """The same prompt and seed, and the probabilities of both models."""
+    play = PlayPage(browser, tuned_served)
+    page = play.page
+    assert not page.is_visible("#reference-text")
+    page.check("#compare")
+    play.generate("There were 3", 8)
+    texts = [play.text(), str(page.text_content("#reference-text"))]
+    seed = int(str(page.text_content("#generate-status")).rpartition("seed ")[2])
+    for text, reference in zip(texts, (False, True), strict=True):
+        _, *events, _ = tuned_served.post_stream(
+            "/api/generate", text="There were 3", seed=seed, max_tokens=8, reference=reference
+        )
+        generated = "".join(event["text"] for event in events)
+        assert text.replace(END_OF_TEXT, "") == f"There were 3{generated}"
+    page.wait_for_selector("#reference-next-tokens li")
+    bars = [
+        page.locator(f"#{name} li").all_text_contents()
+        for name in ("next-tokens", "reference-next-tokens")
+    ]
+    assert len(bars[0]) == len(bars[1]) == 12
+    assert bars[0] != bars[1]
+    page.locator("#reference-text .token").last.hover()
+    assert "fox gave it a probability of" in page.text_content("#alternatives-hint")
+    assert page.locator("#alternatives button").count() == 0
+    assert axe.Axe().run(page).violations_count == 0
+    page.uncheck("#compare")
+    assert not page.is_visible("#reference-text")
+    assert play.console_messages == []
+    play.context.close()
+
+
+def test_a_run_without_a_reference_is_not_compared(play: PlayPage) -> None:
+    assert not play.page.is_visible("#compare")
 
 
 def test_selecting_an_alternative_with_the_mouse(play: PlayPage) -> None:
@@ -223,7 +269,7 @@ def test_inspect_tab(play: PlayPage) -> None:
 def test_training_tab(play: PlayPage, served: PlayServer) -> None:
     play.open_tab("Training")
     play.page.wait_for_selector("#loss-curve .val-loss", state="attached")
-    uniform_loss = f"ln {served.get('/api/run').json()['vocab_size']}"
+    uniform_loss = served.get("/api/curves").json()["start"]["label"]
     assert uniform_loss in play.page.text_content("#loss-curve")
     titles = play.page.locator("#snapshots h3").all_text_contents()
     assert titles == ["step 0 (untrained)", "step 8", "step 12"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
+from mlxgpt.storage import run as runs
 from tests.browser.test_play import PlayPage, axe
 from tests.helpers.play_server import PlayServer, serve_run
 from tests.helpers.tiny_models import make_random_model
@@ -23,16 +25,47 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
 
 @pytest.fixture(scope="module")
 def chat_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
-    """Server of a model with random weights and a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "chat"
+    """Server of a random model with a chat template, initialized from another one."""
+    folder = tmp_path_factory.mktemp("chat")
     tokenizer = add_special_tokens(BPETokenizer([]), (IM_START, IM_END))
     sizes = {"vocab_size": tokenizer.vocab_size, "block_size": 64}
     config = override_config(tiny, sizes)
     parameters = dict(tree_flatten(make_random_model(config).parameters()))
     model = ImportedModel(config.model, parameters, tokenizer, False, chat_template=CHATML)
-    create_imported_run(model, folder)
-    with serve_run(folder) as server:
+    create_imported_run(model, folder / "base")
+    base = runs.open_run(folder / "base")
+    origin = {"run": "base", "step": base.steps()[0], "sha256": "not compared"}
+    run = replace(base, folder=folder / "chat", origin=origin)
+    runs.create_run(run, CHATML)
+    saved = base.load_first_valid([base.checkpoint_path()]).parameters
+    run.save(run.checkpoints, 1, {name: 1.5 * value for name, value in saved.items()}, {})
+    with serve_run(run.folder) as server:
         yield server
+
+
+def test_a_reply_next_to_the_references(browser: Any, chat_served: PlayServer) -> None:
+    play = PlayPage(browser, chat_served)
+    page = play.page
+    page.fill("#max-tokens", "12")
+    page.fill("#temperature", "0")
+    play.open_tab("Chat")
+    page.check("#chat-compare")
+    page.fill("#message", "Hello")
+    page.press("#message", "Enter")
+    page.wait_for_selector("#messages li:nth-child(3)")
+    page.wait_for_selector("#send-button:enabled")
+    assert page.locator("#messages b").all_text_contents() == ["You", "Model", "base"]
+    replies = page.locator("#messages p").all_text_contents()[1:]
+    request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12}
+    for reply, reference in zip(replies, (False, True), strict=True):
+        _, *events, _ = chat_served.post_stream(
+            "/api/generate", temperature=0, reference=reference, **request
+        )
+        assert reply == "".join(event["text"] for event in events)
+    assert replies[0] != replies[1]
+    assert axe.Axe().run(page).violations_count == 0
+    assert play.console_messages == []
+    play.context.close()
 
 
 def test_a_conversation(browser: Any, chat_served: PlayServer) -> None:

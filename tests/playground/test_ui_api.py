@@ -281,7 +281,8 @@ def test_example_prompt_fits_the_vocabulary(served: PlayServer, model: LoadedMod
 def test_a_tuned_run_is_compared_with_the_run_it_was_initialized_from(
     tuned_server: PlayServer, own_server: PlayServer
 ) -> None:
-    assert tuned_server.get("/api/run").json()["reference"] == "fox"
+    reference = tuned_server.get("/api/run").json()["reference"]
+    assert reference == {"name": "fox", "has_chat_template": False}
     folder = tuned_server.folder
     models = {name: load(str(folder.parent / name)) for name in ("tuned", "fox")}
     prompt = "There were 3"

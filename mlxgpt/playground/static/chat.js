@@ -2,7 +2,7 @@
 
 import { streamTokens } from "./api.js";
 import { generationParams } from "./generate.js";
-import { byId, clearError, element, guarded, showError } from "./shared.js";
+import { byId, clearError, element, guarded, showError, state } from "./shared.js";
 
 const MAX_MESSAGES = 199; // of the server's 200, so that the first one is the user's
 
@@ -10,6 +10,7 @@ let messages = []; // {role, content}
 let running = null;
 
 export function init() {
+  byId("chat-compare-label").hidden = !state.run.reference?.has_chat_template;
   byId("chat-form").addEventListener("submit", (event) => {
     event.preventDefault();
     guarded(send)();
@@ -29,11 +30,22 @@ export function init() {
   });
 }
 
-function showMessage(role, content) {
+function showMessage(role, content, name = role === "user" ? "You" : "Model") {
   const text = element("p", {}, content);
-  byId("messages").append(element("li", { className: role }, element("b", {}, role === "user" ? "You" : "Model"), text));
+  byId("messages").append(element("li", { className: role }, element("b", {}, name), text));
   text.scrollIntoView({ block: "nearest" });
   return text;
+}
+
+// Streams a reply into an element; returns how it ended, and its seed.
+async function streamReply(body, signal, text) {
+  let ending = "stopped", seed = null;
+  for await (const event of streamTokens(body, signal)) {
+    seed = event.seed ?? seed;
+    if (event.finish_reason) ending = event.finish_reason === "length" ? "reached max tokens" : "";
+    text.textContent += event.text ?? "";
+  }
+  return { ending, seed };
 }
 
 // Sends the message and shows the reply; without any reply, the message returns to its field.
@@ -50,16 +62,18 @@ async function send() {
   byId("chat-status").textContent = "";
   const question = showMessage("user", content).parentElement;
   const text = showMessage("assistant", "");
-  let reply = "", ending = "stopped";
+  let ending = "stopped", seed;
   try {
     const body = { messages: conversation.slice(-MAX_MESSAGES), ...generationParams() };
-    for await (const event of streamTokens(body, controller.signal)) {
-      if (event.finish_reason) ending = event.finish_reason === "length" ? "reached max tokens" : "";
-      text.textContent = reply += event.text ?? "";
+    ({ ending, seed } = await streamReply(body, controller.signal, text));
+    if (byId("chat-compare").checked && conversation === messages) {
+      const other = showMessage("assistant", "", state.run.reference.name);
+      await streamReply({ ...body, seed, reference: true }, controller.signal, other);
     }
   } catch (error) {
     showError(error);
   }
+  const reply = text.textContent;
   running = null;
   byId("stop-reply-button").disabled = true;
   byId("send-button").disabled = false;

@@ -11,7 +11,7 @@ let referenceTokens = [];
 const tokenView = new TokenView(byId("generated-text"), showAlternatives, () => {
   byId("alternatives").querySelector("button")?.focus();
 });
-const referenceView = new TokenView(byId("reference-text"), (n) => describeToken(referenceTokens[n], state.run.reference), () => {});
+const referenceView = new TokenView(byId("reference-text"), (n) => describeToken(referenceTokens[n], state.run.reference.name), () => {});
 
 export function init() {
   byId("generate-form").addEventListener("submit", (event) => {
@@ -28,7 +28,7 @@ export function init() {
     byId(name).addEventListener("input", guarded(showNextTokens));
   }
   byId("compare-label").hidden = !state.run.reference;
-  for (const name of document.querySelectorAll(".reference-name")) name.textContent = state.run.reference;
+  for (const name of document.querySelectorAll(".reference-name")) name.textContent = state.run.reference?.name;
   byId("compare").addEventListener("change", guarded(showComparison));
   addEventListener("pagehide", saveText);
   const stored = restoreText();
