@@ -10,8 +10,8 @@ the first sentences of other stories, and pairs continuations with and without a
 takes STEPS steps of DPO on these pairs, and measures continuations of sentences that are in neither
 of them. The rule, the steps and the numbers of texts are fixed here; rates were swept with seed 0.
 
-With `--run RUN --source FILE --rule REGEX`, `base` makes pairs with a trained model instead, from
-the first sentences of the stories in FILE.
+With `--run RUN --source FILE --val-source FILE --rule REGEX`, `base` takes a trained model instead,
+and the first sentences of the stories in these files, for pairs and for the test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from mlxgpt.bench.markdown import render_markdown_table
 from mlxgpt.data.example_array import PairArray, pack_examples
 from mlxgpt.data.synthetic import generate_story
-from mlxgpt.data.tokenizers.base import END_OF_TEXT
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, NUL
 from mlxgpt.evaluation.preferences import compute_logprobs
 from mlxgpt.experiments.statistics import confidence_interval
 from mlxgpt.html_report.plots import Line, plot_lines
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--run", help="trained run to make pairs with")
-    parser.add_argument("--source", type=Path, help="its stories")
+    parser.add_argument("--source", type=Path, metavar="FILE")
+    parser.add_argument("--val-source", type=Path, metavar="FILE")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of its dataset")
     parser.add_argument("--rule", default=QUESTION, metavar="REGEX")
     parser.add_argument("--plots", type=Path, metavar="DIR")
@@ -82,17 +83,16 @@ def main() -> None:
     task = Task(path, args.seed, args.data_dir or path / "data")
     if args.command == "base":
         task.path.mkdir(parents=True, exist_ok=True)
-        prompts = prepare_real(task, args) if args.run else train_base(task)
-        make_pairs(task, prompts, args.rule)
+        make_pairs(task, *(copy_run(task, args) if args.run else train_base(task)), args.rule)
     elif args.command == "tune":
         tune(task, args.beta, args.rate)
     else:
         print_table(args.folder, args.plots)
 
 
-def train_base(task: Task) -> list[str]:
-    """Train the base on stories with a controlled share of questions; returns other stories' first
-    sentences.
+def train_base(task: Task) -> tuple[list[str], list[str]]:
+    """Train the base on stories with a controlled share of questions; returns the first sentences
+    of other stories, for pairs and for the test.
     """
     stories = (generate_story(n, task.seed) for n in itertools.count())
     corpus = list(itertools.islice(_with_share(stories), TRAIN_STORIES + VAL_STORIES))
@@ -117,7 +117,8 @@ def train_base(task: Task) -> list[str]:
         seed=task.seed,
         snapshots=False,
     )
-    return [_first_sentence(story) for story in itertools.islice(stories, 20 * PAIR_PROMPTS)]
+    others = [_first_sentence(story) for story in itertools.islice(stories, 20 * PAIR_PROMPTS)]
+    return others, others
 
 
 def _with_share(stories: Iterator[str]) -> Iterator[str]:
@@ -131,31 +132,45 @@ def _with_share(stories: Iterator[str]) -> Iterator[str]:
         yield story
 
 
-def prepare_real(task: Task, args: argparse.Namespace) -> list[str]:
-    """Copy a trained run and its validation text; returns the first sentences of other stories."""
+def copy_run(task: Task, args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Copy a trained run and its validation text; returns the first sentences of its stories, and
+    of the validation stories.
+    """
     shutil.copytree(args.run, task.path / "base", dirs_exist_ok=True)
-    stories = [text.strip() for text in args.source.read_text().split(END_OF_TEXT)]
-    (task.path / "val.txt").write_text(END_OF_TEXT.join(stories[:VAL_STORIES]))
-    return [_first_sentence(story) for story in stories[VAL_STORIES:] if story]
+    shutil.copy(args.val_source, task.path / "val.txt")
+    first, second = (
+        [_first_sentence(text.strip()) for text in path.read_text().split(END_OF_TEXT)]
+        for path in (args.source, args.val_source)
+    )
+    return first, second
 
 
 def _first_sentence(story: str) -> str:
     return re.split(r"(?<=[.!?\"])\s", story, maxsplit=1)[0]
 
 
-def make_pairs(task: Task, sentences: Sequence[str], rule: str) -> None:
+def make_pairs(
+    task: Task, sentences: Sequence[str], test_sentences: Sequence[str], rule: str
+) -> None:
     """Write pairs.jsonl and the prompts of the test."""
-    prompts = [text for text in dict.fromkeys(sentences) if not re.search(rule, text)]
-    pair_prompts, test_prompts = prompts[:PAIR_PROMPTS], prompts[PAIR_PROMPTS:][:TEST_PROMPTS]
+    pair_prompts, others = (
+        [text for text in dict.fromkeys(texts) if text and not re.search(rule, text)]
+        for texts in (sentences, test_sentences)
+    )
+    pair_prompts = pair_prompts[:PAIR_PROMPTS]
+    test_prompts = [text for text in others if text not in set(pair_prompts)][:TEST_PROMPTS]
     output = mlxgpt.load("base", runs_dir=task.path).generate(
         pair_prompts, samples=SAMPLES, max_tokens=MAX_TOKENS, temperature=1.0, seed=task.seed
     )
-    rows, matches = [], 0
+    rows = []
     for n, prompt in enumerate(pair_prompts):
         texts = zip(output.texts[n * SAMPLES :], output.ended[n * SAMPLES :], strict=False)
-        answers = [t[len(prompt) :] for t, ended in itertools.islice(texts, SAMPLES) if ended]
+        answers = [
+            text[len(prompt) :]
+            for text, ended in itertools.islice(texts, SAMPLES)
+            if ended and NUL not in text
+        ]
         groups = [[a for a in answers if bool(re.search(rule, a)) == has] for has in (True, False)]
-        matches += len(groups[0])
         if all(groups):
             chosen, rejected = (group[0] for group in groups)
             rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
@@ -226,11 +241,12 @@ def _answer_logprobs(
     model: LoadedModel, task: Task, run: str, prompts: Sequence[str], answers: Sequence[str]
 ) -> np.ndarray:
     """Log-probabilities of answers after their prompts, [n], under a run's model."""
+    opened_run, gpt, _ = load_run_model(run, "newest", task.path)
     examples = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = np.concatenate([model.encode(prompt), model.tokenizer.encode(answer)])
+        ids = ids[: gpt.config.block_size + 1]  # nonsense can have more tokens than were sampled
         examples.append((ids, np.arange(len(ids)) >= len(model.encode(prompt))))
-    opened_run, gpt, _ = load_run_model(run, "newest", task.path)
     pairs = PairArray(pack_examples(examples), gpt.config.vocab_size)
     return compute_logprobs(gpt, pairs, opened_run.config).flatten()
 

@@ -554,6 +554,37 @@ def no_end_of_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return tune(capsys, row, {**row, "completion": "plain"}, init_from="done")
 
 
+def tune_on_pair(capsys: Capture, *flags: str, **changes: Any) -> str:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", **changes}
+    row = {name: value for name, value in pair.items() if value is not None}
+    return tune(capsys, row, row, flags=flags)
+
+
+def equal_answers(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune_on_pair(capsys, rejected="b")
+
+
+def answers_equal_when_cut(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune_on_pair(capsys, chosen="b" * 99 + "a", rejected="b" * 99)
+
+
+def pair_without_prompt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune_on_pair(capsys, prompt=None)
+
+
+def pair_among_answers(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    return tune(capsys, row, {"prompt": "a", "completion": "b"})
+
+
+def beta_without_pairs(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return tune(capsys, TALK, TALK, flags=["--beta", "1"])
+
+
+def beta_without_model(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return expect_error(capsys, "train", "--tier", "1", "--source", "data/words", "--beta", "1")
+
+
 LORA_ARGS = ("train", "--init-from", "runs/done", "--source", "data/words", "--lora-rank", "2")
 
 
@@ -595,6 +626,12 @@ ERROR_CASES: list[ErrorCase] = [
     text_among_examples,
     no_tokens_for_roles,
     no_end_of_text,
+    equal_answers,
+    answers_equal_when_cut,
+    pair_without_prompt,
+    pair_among_answers,
+    beta_without_pairs,
+    beta_without_model,
     dataset_truncated_in_use,
     truncated_dataset,
     little_memory,
