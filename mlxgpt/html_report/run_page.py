@@ -120,6 +120,7 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics], unit: str
             base_loss = metrics.values["base_val_loss"]
             if (finite := np.isfinite(base_loss)).any():
                 label = f"{prefix}val loss on the base model's data"
+                label += "" if unit == "nats per token" else ", nats per token"
                 color = len(metrics_by_run) + index
                 series.append(Line(label, x[finite], base_loss[finite], markers=True, group=color))
         events = [

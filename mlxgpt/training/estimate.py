@@ -326,7 +326,8 @@ def estimate_memory_bytes(config: Config, ranks: int = 1) -> int:
     moments, and the activations of a micro-batch or of a rank's share.
     """
     m, t = config.model, config.train
-    tokens = min(_concurrent_sequences(config), config.sequences_per_step // ranks) * m.block_size
+    sequences = min(_concurrent_sequences(config), config.sequences_per_step // ranks)
+    tokens = sequences * _max_row_length(config)
     layers = 1 if t.gradient_checkpointing else m.n_layer
     # Per token, a block keeps about 18 vectors of n_embd, and 3 rows of attention per head.
     activation_count = tokens * (
@@ -338,7 +339,12 @@ def estimate_memory_bytes(config: Config, ranks: int = 1) -> int:
 def _concurrent_sequences(config: Config) -> int:
     """Sequences of a micro-batch that are in memory at the same time."""
     batch = config.train.batch_size
-    return batch // execution.chunks_per_thread(batch, config.model.block_size)
+    return batch // execution.chunks_per_thread(batch, _max_row_length(config))
+
+
+def _max_row_length(config: Config) -> int:
+    """Tokens in a row of a batch, at most; a preference pair is a row of two answers."""
+    return config.model.block_size * (2 if config.train.beta else 1)
 
 
 def find_reference_result(config: Config, dataset: Dataset) -> ReferenceResult | None:

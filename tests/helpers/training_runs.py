@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config
@@ -124,13 +126,25 @@ def train_fox_model(folder: Path, config: Config, *, stories: int = 40) -> runs.
     return runs.open_run(summary.run)
 
 
+def copy_fox_run(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
+    """Copy a folder with the run `fox` and its data, and make it the current one."""
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return runs.open_run(Path("runs/fox"))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def tune_on_pairs(folder: Path, config: Config) -> runs.Run:
     """Train the run `fox` in FOLDER/runs, and tune it on preference pairs: the run `tuned`."""
     train_fox_model(folder, config, stories=80)
     pairs = [
         {"prompt": f"There were {n}", "chosen": " foxes.", "rejected": " dogs!"} for n in range(20)
     ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_rows(folder / "pairs.jsonl", pairs)
     summary = api.train(
         init_from="fox",
         source=folder / "pairs.jsonl",

@@ -20,7 +20,14 @@ from mlxgpt.storage import run as runs
 from mlxgpt.storage.loading import load_base_model, load_model
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.utils.errors import UserError
-from tests.helpers.training_runs import MODERN_PARTS, final_state, metrics, train_fox_model
+from tests.helpers.training_runs import (
+    MODERN_PARTS,
+    copy_fox_run,
+    final_state,
+    metrics,
+    train_fox_model,
+    write_rows,
+)
 
 TALKS = [
     {
@@ -39,16 +46,13 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
     folder = tmp_path_factory.mktemp("lora")
     shape = {"block_size": 64, "n_embd": 32, "dropout": 0.0, **MODERN_PARTS}
     train_fox_model(folder, override_config(tiny, shape), stories=400)
-    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALKS))
+    write_rows(folder / "talk.jsonl", TALKS)
     return folder
 
 
 @pytest.fixture
 def base(trained_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
-    """A copy of the run, in the current folder."""
-    shutil.copytree(trained_base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return runs.open_run(Path("runs/fox"))
+    return copy_fox_run(trained_base, tmp_path, monkeypatch)
 
 
 def tune(**settings: Any) -> runs.Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import (
     MODERN_PARTS,
     Recorder,
+    copy_fox_run,
     final_state,
     metrics,
     train_fox_model,
+    write_rows,
 )
 
 BLOCK_SIZE = 64
@@ -57,14 +58,7 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
 
 @pytest.fixture
 def base(trained_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
-    """A copy of the run, in the current folder."""
-    shutil.copytree(trained_base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return runs.open_run(Path("runs/fox"))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy_fox_run(trained_base, tmp_path, monkeypatch)
 
 
 def tune(source: str, **settings: Any) -> mlxgpt.TrainingSummary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -24,7 +23,14 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.reference import add_reference
 from mlxgpt.utils.errors import UserError
-from tests.helpers.training_runs import Recorder, final_state, metrics, train_fox_model
+from tests.helpers.training_runs import (
+    Recorder,
+    copy_fox_run,
+    final_state,
+    metrics,
+    train_fox_model,
+    write_rows,
+)
 
 PAIRS = [
     {"prompt": f"{'so ' * (n % 5)}{n} is", "chosen": f" a fox {n}.", "rejected": " a big dog" * 2}
@@ -51,14 +57,7 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
 
 @pytest.fixture
 def base(trained_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
-    """A copy of the run, in the current folder."""
-    shutil.copytree(trained_base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return runs.open_run(Path("runs/fox"))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy_fox_run(trained_base, tmp_path, monkeypatch)
 
 
 def tune(source: str = "pairs.jsonl", **settings: Any) -> runs.Run:
