@@ -21,7 +21,8 @@ PART := 1/1
 train: venv
 	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 	@echo && $(BIN)/mlxgpt generate --samples 3 --max-tokens 300
-	@echo && echo 'to give mlxgpt commands yourself, first: source $(VENV)/bin/activate'
+	@echo && echo 'to keep the model as one file that any browser runs: $(BIN)/mlxgpt export --to html'
+	@echo 'to give mlxgpt commands yourself, first: source $(VENV)/bin/activate'
 
 test: dev
 	@$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Export of a run's model to transformers, mlx-lm or llama.cpp (GGUF)."""
+"""Export of a run's model to transformers, mlx-lm, llama.cpp (GGUF), or one HTML file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import mlx.core as mx
 from mlxgpt.backend.safetensors_io import save_arrays
 from mlxgpt.config import ModelConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
-from mlxgpt.convert import adapters, gguf, huggingface, mlx_lm, qwen3, tokenizers
+from mlxgpt.convert import adapters, gguf, html, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.convert.model_card import render_adapter_card, render_model_card
 from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.dataset import is_prepared
+from mlxgpt.data.example_array import SplitArray
 from mlxgpt.data.tokenizers.base import end_of_text_token
 from mlxgpt.evaluation import loss
 from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
@@ -25,9 +26,9 @@ from mlxgpt.storage.run import Run, find_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RUNTIMES = ("hf", "mlx-lm", "gguf")  # choices of --to
+RUNTIMES = ("hf", "mlx-lm", "gguf", "html")  # choices of --to
 ADAPTER_RUNTIMES = ("peft", "mlx-lm")  # with --adapters
-QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize
+QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize; more for html
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ class ExportResult:
     """Result of an export.
 
     Attributes:
-        folder: folder with the exported files.
+        folder: folder with the exported files; the file of an export to HTML.
         step: training step of the exported checkpoint.
-        perplexity, quantized_perplexity: validation perplexity before and after quantization; None
+        loss, quantized_loss: validation loss before and after quantization, in nats per token; None
             without quantization or validation data.
     """
 
     folder: Path
     step: int
-    perplexity: float | None = None
-    quantized_perplexity: float | None = None
+    loss: float | None = None
+    quantized_loss: float | None = None
 
 
 def export(
@@ -54,6 +55,7 @@ def export(
     checkpoint: str = "best",
     quantize: int | None = None,
     adapters: bool = False,
+    snapshots: int = 0,
     output: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
@@ -61,11 +63,14 @@ def export(
     """Export a run's model for another runtime, with tokenizer and model card.
 
     Args:
-        to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, or `gguf` (llama.cpp; Ollama and
-            LM Studio not tested); with `adapters`, `peft` or `mlx-lm`.
-        quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32.
+        to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, `gguf` (llama.cpp; Ollama and LM
+            Studio not tested), or `html` (one file with the model and a page that runs it in any
+            browser); with `adapters`, `peft` or `mlx-lm`.
+        quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32. For `html` 8
+            (default), 4, 16 or 32.
         adapters: export only the adapters of a run with LoRA; default: the fused model.
-        output: folder to write; default: exports/RUN-TO.
+        snapshots: for `html`, show texts of this many saved steps.
+        output: folder to write, or file for `html`; default: exports/RUN-TO, exports/RUN.html.
         run, checkpoint: see `load`.
 
     Raises:
@@ -74,7 +79,7 @@ def export(
     """
     for value, allowed, flag in (
         (to, ADAPTER_RUNTIMES if adapters else RUNTIMES, "--to"),
-        (quantize, QUANTIZE_BITS, "--quantize"),
+        (quantize, html.HTML_BITS if to == "html" else QUANTIZE_BITS, "--quantize"),
     ):
         if value is not None and value not in allowed:
             raise UserError(
@@ -87,19 +92,31 @@ def export(
         opened_run = find_run(run, resolve_folder("runs", runs_dir))
         folder = Path(output or f"exports/{opened_run.name}-{to}")
         return ExportResult(folder, export_adapters(opened_run, checkpoint, folder, to))
+    if snapshots and to != "html":
+        raise UserError("--snapshots is for --to html", "omit it, or export --to html.")
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
+    if to == "html":
+        path = Path(output) if output else Path("exports") / f"{opened_run.name}.html"
+        val = _find_validation_data(opened_run, resolve_folder("data", data_dir))
+        request = html.HTMLRequest(opened_run, model, step, quantize or html.HTML_BITS[0], val)
+        return ExportResult(path, step, *html.export_html(request, path, snapshots))
     suffix = f"-{quantize}bit" if quantize else ""
     folder = Path(output) if output else Path("exports") / f"{opened_run.name}-{to}{suffix}"
     parameters = flatten_params(model.parameters())
     export_run(opened_run, parameters, step, folder, to, quantize)
-    data_folder = resolve_folder("data", data_dir) / (opened_run.data_name or "")
-    if not quantize or not opened_run.data_name or not is_prepared(data_folder):
+    val = _find_validation_data(opened_run, resolve_folder("data", data_dir)) if quantize else None
+    if not quantize or val is None:
         return ExportResult(folder, step)
-    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
-    perplexity_before = loss.evaluate_run(opened_run, model, dataset.val).perplexity
+    loss_before = loss.evaluate_run(opened_run, model, val).loss
     load_parameters(model, fake_quantize(opened_run.config.model, parameters, to, quantize))
-    perplexity_after = loss.evaluate_run(opened_run, model, dataset.val).perplexity
-    return ExportResult(folder, step, perplexity_before, perplexity_after)
+    return ExportResult(folder, step, loss_before, loss.evaluate_run(opened_run, model, val).loss)
+
+
+def _find_validation_data(run: Run, data_dir: Path) -> SplitArray | None:
+    """Validation data of a run; None if it is not here."""
+    if not run.data_name or not is_prepared(data_dir / run.data_name):
+        return None
+    return open_run_dataset(run, data_dir).val
 
 
 OTHER_FOLDER_REMEDY = "choose another folder: --output DIR."

@@ -32,7 +32,7 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
     rows = {
         "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, "
         f"embedding dimension {m.n_embd}, context length {m.block_size:,}",
-        "architecture": _describe_architecture(m),
+        "architecture": describe_architecture(m),
         "weights": f"{bits} bits" if bits else "float32",
         "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
         "start token": f"`{eos}`" if run.bos is not None else "none",
@@ -196,7 +196,8 @@ def choose_example_prompt(run: Run, max_tokens: int) -> str:
     )
 
 
-def _describe_architecture(m: ModelConfig) -> str:
+def describe_architecture(m: ModelConfig) -> str:
+    """Describe a model's architecture in a line."""
     if m.position == "rope":
         head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
         return f"Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, {head}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -48,6 +49,38 @@ def encode_chat(
         UserError: if the template fails.
     """
     return encode_marked(render_marked(template, messages, tokenizer), tokenizer)
+
+
+def split_conversation(template: str, tokenizer: Tokenizer) -> dict[str, str] | None:
+    """Split a chat template into the texts around messages, with special tokens marked, for
+    programs without Jinja: a conversation is `start`, the user's message, `answer`, the assistant's
+    message, `question`, …; after the last message of the user follows `reply`. None if the template
+    does not render every message in the same way.
+    """
+    names = [f"message{n}message" for n in range(5)]
+    messages = [
+        {"role": ("user", "assistant")[n % 2], "content": name} for n, name in enumerate(names)
+    ]
+    try:
+        texts = [
+            render_marked(
+                template, messages[:count], tokenizer, add_generation_prompt=count % 2 > 0
+            )
+            for count in (1, 3, 5)
+        ]
+    except UserError:
+        return None
+    parts = re.split("|".join(names), texts[-1])
+    if len(parts) != len(names) + 1:
+        return None
+    start, answer, question = parts[:3]
+    pieces = {"start": start, "answer": answer, "question": question, "reply": parts[-1]}
+    for text, count in zip(texts, (1, 3, 5), strict=True):
+        between = [(question, answer)[n % 2] for n in range(1, count)]
+        expected = "".join(map("".join, zip([start, *between], names[:count], strict=True)))
+        if text != expected + pieces["reply"]:
+            return None
+    return pieces
 
 
 def render_marked(

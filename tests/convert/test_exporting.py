@@ -105,12 +105,12 @@ def test_quantized_export_reports_its_perplexity(home: Path) -> None:
     }
     mlxgpt.train(tier=1, source="text.txt", run="small", max_steps=30, warmup_steps=1, **shape)
     exports = {bits: mlxgpt.export(to="mlx-lm", run="small", quantize=bits) for bits in (8, 4)}
-    perplexity = mlxgpt.evaluate(run="small").perplexity
+    perplexity = mlxgpt.evaluate(run="small").loss
     for bits, result in exports.items():
         assert result.folder == Path(f"exports/small-mlx-lm-{bits}bit")
-        assert result.perplexity == perplexity
-        assert result.quantized_perplexity == pytest.approx(perplexity, rel=0.1)
-        assert result.quantized_perplexity != perplexity
+        assert result.loss == perplexity
+        assert result.quantized_loss == pytest.approx(perplexity, rel=0.1)
+        assert result.quantized_loss != perplexity
         tree = json.loads((result.folder / "config.json").read_text())
         assert tree["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
         names = mx.load(str(result.folder / "model.safetensors"))

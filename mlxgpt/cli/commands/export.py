@@ -9,10 +9,11 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_folder_flags, add_run_flags
 from mlxgpt.cli.output import print_json, print_stderr
 
-HELP = "export a model to transformers, mlx-lm or llama.cpp"
+HELP = "export a model to transformers, mlx-lm, llama.cpp, or one HTML file"
 DESCRIPTION = (
     "Write a run's model in another runtime's format, with tokenizer and model card.\n\n"
     "examples:\n"
+    "  mlxgpt export --to html\n"
     "  mlxgpt export --to hf\n"
     "  mlxgpt export stories --to gguf --quantize 8"
 )
@@ -22,12 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        metavar="hf|mlx-lm|gguf|peft",
-        help="hf: transformers and mlx-lm; mlx-lm: can be quantized; gguf: llama.cpp; peft: with "
-        "--adapters (required)",
+        metavar="html|hf|mlx-lm|gguf|peft",
+        help="html: one file that runs in any browser; hf: transformers and mlx-lm; mlx-lm: can be "
+        "quantized; gguf: llama.cpp; peft: with --adapters (required)",
     )
     parser.add_argument(
-        "--quantize", type=int, metavar="BITS", help="8 or 4 bits per weight (default: float32)"
+        "--quantize",
+        type=int,
+        metavar="BITS",
+        help="8 or 4 bits per weight (default: float32; for html 8, 16 and 32 are possible, too)",
+    )
+    parser.add_argument(
+        "--snapshots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --to html: also show what the model wrote at N steps of its training",
     )
     parser.add_argument(
         "--adapters",
@@ -37,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        metavar="DIR",
-        help="folder to write (default: exports/RUN-TO)",
+        metavar="PATH",
+        help="folder to write, or file for html (default: exports/RUN-TO or exports/RUN.html)",
     )
     add_run_flags(parser)
     add_folder_flags(parser, runs=True, data=True)
@@ -52,8 +63,11 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
     if as_json:
         return print_json(asdict(result))
     print(f"{result.folder}: the model after {result.step:,} steps")
-    if result.perplexity and result.quantized_perplexity:
-        print(f"perplexity     {result.perplexity:.4f}")
-        print(f"quantized      {result.quantized_perplexity:.4f}")
-    print_stderr(f"how to run it: {result.folder}/README.md")
+    if result.loss and result.quantized_loss:
+        print(f"loss           {result.loss:.4f} nats per token")
+        print(f"quantized      {result.quantized_loss:.4f} nats per token")
+    if result.folder.suffix == ".html":
+        print_stderr(f"open it in a browser: {result.folder.absolute().as_uri()}")
+    else:
+        print_stderr(f"how to run it: {result.folder}/README.md")
     return 0

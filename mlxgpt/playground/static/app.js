@@ -4,6 +4,7 @@ import { getRun } from "./api.js";
 import * as chat from "./chat.js";
 import * as generate from "./generate.js";
 import * as inspect from "./inspect.js";
+import { t, usePreferredLanguage } from "./language.js";
 import { byId, guarded, number, showError, state } from "./shared.js";
 import * as training from "./training.js";
 
@@ -25,11 +26,11 @@ function select(tab, focus) {
 async function loadRun() {
   state.run = await getRun();
   const { run } = state;
-  document.title = `mlxgpt play: ${run.name}`;
+  if (run.is_file) usePreferredLanguage();
+  document.title = run.is_file ? run.name : `mlxgpt play: ${run.name}`;
   byId("run-name").textContent = run.name;
-  byId("run-info").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, `
-    + `vocabulary ${number(run.vocab_size)}, block size ${number(run.block_size)}`
-    + (run.step === null ? "; no checkpoint yet" : `; checkpoint at step ${number(run.step)}`);
+  byId("run-info").textContent = t`${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, vocabulary ${number(run.vocab_size)}, block size ${number(run.block_size)}`
+    + (run.step === null ? "; no checkpoint yet" : t`; checkpoint at step ${number(run.step)}`);
 }
 
 async function init() {

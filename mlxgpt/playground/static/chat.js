@@ -2,6 +2,7 @@
 
 import { streamTokens } from "./api.js";
 import { generationParams } from "./generate.js";
+import { t } from "./language.js";
 import { byId, clearError, element, guarded, showError, state } from "./shared.js";
 
 const MAX_MESSAGES = 199; // of the server's 200, so that the first one is the user's
@@ -30,7 +31,7 @@ export function init() {
   });
 }
 
-function showMessage(role, content, name = role === "user" ? "You" : "Model") {
+function showMessage(role, content, name = role === "user" ? t`You` : t`Model`) {
   const text = element("p", {}, content);
   byId("messages").append(element("li", { className: role }, element("b", {}, name), text));
   text.scrollIntoView({ block: "nearest" });
@@ -39,10 +40,10 @@ function showMessage(role, content, name = role === "user" ? "You" : "Model") {
 
 // Streams a reply into an element; returns how it ended, and its seed.
 async function streamReply(body, signal, text) {
-  let ending = "stopped", seed = null;
+  let ending = t`stopped`, seed = null;
   for await (const event of streamTokens(body, signal)) {
     seed = event.seed ?? seed;
-    if (event.finish_reason) ending = event.finish_reason === "length" ? "reached max tokens" : "";
+    if (event.finish_reason) ending = event.finish_reason === "length" ? t`reached max tokens` : "";
     text.textContent += event.text ?? "";
   }
   return { ending, seed };
@@ -62,7 +63,7 @@ async function send() {
   byId("chat-status").textContent = "";
   const question = showMessage("user", content).parentElement;
   const text = showMessage("assistant", "");
-  let ending = "stopped", seed;
+  let ending = t`stopped`, seed;
   try {
     const body = { messages: conversation.slice(-MAX_MESSAGES), ...generationParams() };
     ({ ending, seed } = await streamReply(body, controller.signal, text));

@@ -1,6 +1,7 @@
 // The Generate tab: generates text; selecting an alternative to a token continues from there.
 
 import { fetchNextTokens, fetchReferenceNextTokens, streamTokens } from "./api.js";
+import { t } from "./language.js";
 import { byId, clearError, guarded, number, percent, renderBars, restoreText, saveText, showError, state, visible } from "./shared.js";
 import { TokenView } from "./token_view.js";
 
@@ -67,6 +68,7 @@ async function generate(prompt, previous) {
   byId("continue-button").disabled = true;
   byId("generate-status").textContent = "";
   const body = { ...prompt, ...generationParams() };
+  if (byId("seed").value !== "") body.seed = Number(byId("seed").value);
   const start = performance.now();
   let result;
   try {
@@ -77,7 +79,7 @@ async function generate(prompt, previous) {
     }
     const { count, ending, seed } = result;
     if (running === controller && count) {
-      byId("generate-status").textContent = `${number(count)} tokens, ${number(count / seconds)} tok/s, ${ending}; seed ${seed}`;
+      byId("generate-status").textContent = t`${number(count)} tokens, ${number(count / seconds)} tok/s, ${ending}; seed ${seed}`;
     }
   } catch (error) {
     showError(error);
@@ -95,7 +97,7 @@ async function generate(prompt, previous) {
 // Tokens that are also in `previous` keep their probabilities.
 async function stream(body, signal, view, onTokens, previous = []) {
   const pending = [];
-  let tokens = [], frame = 0, count = 0, seed = 0, ending = "stopped";
+  let tokens = [], frame = 0, count = 0, seed = 0, ending = t`stopped`;
   const show = () => {
     frame = 0;
     const added = pending.splice(0);
@@ -110,7 +112,7 @@ async function stream(body, signal, view, onTokens, previous = []) {
         onTokens(tokens);
         view.show(tokens);
       } else if (event.finish_reason) {
-        ending = event.finish_reason === "stop" ? "ended with end-of-text" : "reached max tokens";
+        ending = event.finish_reason === "stop" ? t`ended with end-of-text` : t`reached max tokens`;
       } else {
         count += 1;
         pending.push(event);
@@ -135,20 +137,20 @@ function showComparison() {
 }
 
 function showAlternatives(n) {
-  describeToken(state.tokens[n], "The model", (id) => branch(n, id));
+  describeToken(state.tokens[n], t`The model`, (id) => branch(n, id));
 }
 
 function describeToken(token, modelName, onSelect) {
   if (!token) return;
   const list = byId("alternatives");
-  byId("alternatives-title").textContent = `Alternatives to “${visible(token.label)}”`;
+  byId("alternatives-title").textContent = t`Alternatives to “${visible(token.label)}”`;
   if (!token.alternatives) {
-    byId("alternatives-hint").textContent = "This token is part of the prompt.";
+    byId("alternatives-hint").textContent = t`This token is part of the prompt.`;
     list.replaceChildren();
     return;
   }
-  byId("alternatives-hint").textContent = `${modelName} gave it a probability of ${percent(token.probability)}.`
-    + (onSelect ? " Select another token to continue from there." : "");
+  byId("alternatives-hint").textContent = t`${modelName} gave it a probability of ${percent(token.probability)}.`
+    + (onSelect ? ` ${t`Select another token to continue from there.`}` : "");
   renderBars(list, token.alternatives, { sampledId: token.id, scale: token.alternatives[0][2], onSelect });
 }
 
@@ -177,14 +179,14 @@ function moveInAlternatives(event) {
 async function showNextTokens() {
   for (const name of SAMPLING_PARAMS) {
     const value = Number(byId(name).value);
-    const shown = name === "top_k" && value === 0 ? "all" : value.toFixed(name === "top_k" ? 0 : 2);
+    const shown = name === "top_k" && value === 0 ? t`all` : value.toFixed(name === "top_k" ? 0 : 2);
     byId(name).nextElementSibling.textContent = shown;
   }
   const params = samplingParams();
   byId("temperature-hint").textContent = params.temperature === 0
-    ? "Temperature 0: always the most likely token (greedy)."
-    : params.temperature < 1 ? "Below 1: likely tokens become more likely; less varied text." : params.temperature > 1
-      ? "Above 1: unlikely tokens become more likely; more varied text." : "1: sampled from the model's own distribution.";
+    ? t`Temperature 0: always the most likely token (greedy).`
+    : params.temperature < 1 ? t`Below 1: likely tokens become more likely; less varied text.` : params.temperature > 1
+      ? t`Above 1: unlikely tokens become more likely; more varied text.` : t`1: sampled from the model's own distribution.`;
   if (running) return;
   const prompt = state.tokens.length ? { ids: ids() } : { text: byId("prompt").value };
   showTopTokens(byId("next-tokens"), await fetchNextTokens({ ...prompt, ...params }));

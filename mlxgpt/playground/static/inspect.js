@@ -1,6 +1,7 @@
 // The Inspect tab: attention, logit lens, disabled heads, nearest neighbors of embeddings.
 
 import { fetchAttention, fetchLogitLens, fetchNeighbors } from "./api.js";
+import { t } from "./language.js";
 import { byId, element, guarded, percent, renderBars, state, visible } from "./shared.js";
 import { TokenView } from "./token_view.js";
 
@@ -13,7 +14,7 @@ const tokenView = new TokenView(byId("inspected-text"), guarded(showToken), () =
 
 export function init() {
   const { n_layer } = state.run;
-  byId("layers").append("Layer", ...Array.from({ length: n_layer }, (_, n) => {
+  byId("layers").append(t`Layer`, ...Array.from({ length: n_layer }, (_, n) => {
     const radio = element("input", { type: "radio", name: "layer", value: n, checked: n === 0,
       onchange: guarded(() => { layer = n; return refresh(); }) });
     return element("label", {}, radio, ` ${n + 1}`);
@@ -38,8 +39,8 @@ async function refresh() {
   const bytes = Uint8Array.from(atob(response.attention), (c) => c.charCodeAt(0));
   const previousCount = trace?.tokens.length;
   trace = { ...response, bytes, count: response.tokens.length };
-  const shown = state.tokens.length > MAX_TOKENS ? `the last ${MAX_TOKENS} tokens of the text` : "the text from the Generate tab";
-  byId("inspect-info").textContent = `This is ${shown}. Select a layer and a head, then hover over a token to see what it attends to.`;
+  const shown = state.tokens.length > MAX_TOKENS ? t`the last ${MAX_TOKENS} tokens of the text` : t`the text from the Generate tab`;
+  byId("inspect-info").textContent = t`This is ${shown}. Select a layer and a head, then hover over a token to see what it attends to.`;
   const current = tokenView.current >= 0 && previousCount === trace.count ? tokenView.current : trace.count - 1;
   tokenView.show(trace.tokens.map(([id, text, label]) => ({ id, text, label, probability: null })));
   showHeads();
@@ -70,15 +71,15 @@ function showHeads() {
     const number = layer * n_head + n;
     const canvas = drawWeights(n);
     const select = element("button", { type: "button", ariaPressed: String(n === head),
-      onclick: () => { head = n; showHeads(); drawAttention(); } }, canvas, `head ${n + 1}`);
+      onclick: () => { head = n; showHeads(); drawAttention(); } }, canvas, t`head ${n + 1}`);
     select.dataset.focus = `head ${n}`;
     const checkbox = element("input", { type: "checkbox", checked: disabledHeads.has(number), onchange: guarded((event) => {
       if (event.target.checked) disabledHeads.add(number); else disabledHeads.delete(number);
       return refresh();
     }) });
-    checkbox.ariaLabel = `disable head ${n + 1} of layer ${layer + 1}`;
+    checkbox.ariaLabel = t`disable head ${n + 1} of layer ${layer + 1}`;
     checkbox.dataset.focus = `disable ${n}`;
-    const card = element("div", { className: "head" }, select, element("small", {}, describeHead(n)), element("label", {}, checkbox, " disable"));
+    const card = element("div", { className: "head" }, select, element("small", {}, describeHead(n)), element("label", {}, checkbox, ` ${t`disable`}`));
     card.classList.toggle("selected", n === head);
     card.classList.toggle("disabled", disabledHeads.has(number));
     return card;
@@ -102,16 +103,16 @@ function drawWeights(index) {
 
 // Describes where most of a head's attention is, on average.
 function describeHead(index) {
-  const sums = { "itself": 0, "the previous token": 0, "the first token": 0 };
+  const targets = [[t`itself`, (n) => n], [t`the previous token`, (n) => n - 1], [t`the first token`, () => 0]];
   if (trace.count < 4) return "";
-  for (let t = 2; t < trace.count; t += 1) {
-    sums["itself"] += weight(index, t, t);
-    sums["the previous token"] += weight(index, t, t - 1);
-    sums["the first token"] += weight(index, t, 0);
-  }
-  const [target, sum] = Object.entries(sums).sort((a, b) => b[1] - a[1])[0];
+  const sums = targets.map(([name, position]) => {
+    let sum = 0;
+    for (let n = 2; n < trace.count; n += 1) sum += weight(index, n, position(n));
+    return [name, sum];
+  });
+  const [target, sum] = sums.sort((a, b) => b[1] - a[1])[0];
   const share = sum / (trace.count - 2);
-  return share > 0.25 ? `mostly attends to ${target} (${percent(share)})` : "spread over many tokens";
+  return share > 0.25 ? t`mostly attends to ${target} (${percent(share)})` : t`spread over many tokens`;
 }
 
 // Shows a token's attention, logit lens and neighbors.
@@ -120,7 +121,7 @@ async function showToken(n) {
   drawAttention();
   const [id, , label] = trace.tokens[n];
   byId("neighbors-of").textContent = `“${visible(label)}”`;
-  for (const span of document.querySelectorAll(".lens-position")) span.textContent = `after “${visible(label)}”`;
+  for (const span of document.querySelectorAll(".lens-position")) span.textContent = t`after “${visible(label)}”`;
   const ids = trace.tokens.map(([token]) => token);
   const requests = [ // each is shown as soon as it arrives; the fastest is sent first
     fetchNeighbors({ token_id: id }).then((response) => response && renderBars(byId("neighbors"), response.neighbors, { format: (cosine) => cosine.toFixed(2) })),
@@ -133,15 +134,15 @@ function showLens(layers) {
   byId("lens").tBodies[0].replaceChildren(...layers.map((topTokens, n) => {
     const [[, top, prob], ...rest] = topTokens;
     const others = rest.slice(0, 3).flatMap(([, label]) => [element("code", {}, visible(label)), " "]);
-    return element("tr", {}, element("th", { scope: "row" }, n ? `layer ${n}` : "embedding"),
+    return element("tr", {}, element("th", { scope: "row" }, n ? t`layer ${n}` : t`embedding`),
       element("td", {}, element("code", {}, visible(top)), ` ${percent(prob)}`), element("td", {}, ...others));
   }));
 }
 
 // Draws the selected head's attention from the current token, as lines or as a heat map.
 function drawAttention() {
-  const svg = d3.select("#attention-lines");
-  svg.selectAll("path").remove();
+  const svg = byId("attention-lines");
+  svg.replaceChildren();
   if (!trace || tokenView.current < 0 || byId("inspect").hidden) return;
   const isHeatmap = document.querySelector("[name=attention-style]:checked").value === "heatmap";
   const from = tokenView.current, row = Array.from({ length: trace.count }, (_, to) => weight(head, from, to));
@@ -150,7 +151,8 @@ function drawAttention() {
   });
   const highest = row.map((share, to) => [share, to]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share >= MIN_WEIGHT);
   const targets = highest.map(([share, to]) => `“${visible(trace.tokens[to][2])}” ${percent(share)}`);
-  byId("attention-summary").textContent = `Layer ${layer + 1}, head ${head + 1}: “${visible(trace.tokens[from][2])}” attends to ${targets.join(", ") || `no token with more than ${percent(MIN_WEIGHT)}`}.`;
+  const target = targets.join(", ") || t`no token with more than ${percent(MIN_WEIGHT)}`;
+  byId("attention-summary").textContent = t`Layer ${layer + 1}, head ${head + 1}: “${visible(trace.tokens[from][2])}” attends to ${target}.`;
   if (isHeatmap) return;
   const frame = byId("attention-lines").getBoundingClientRect();
   const place = (n) => {
@@ -158,14 +160,18 @@ function drawAttention() {
     return [(box.left + box.right) / 2 - frame.left, box.top - frame.top, box.height];
   };
   const [x, y, height] = place(from);
-  const lines = row.map((share, to) => ({ share, to })).filter(({ share }) => share >= MIN_WEIGHT);
-  svg.selectAll("path").data(lines).join("path")
-    .attr("d", ({ to }) => {
-      const [u, v] = place(to);
-      const bend = Math.min(60, 14 + Math.abs(u - x) / 6);
-      return to === from ? `M${x - 5},${y}C${x - 9},${y - 16} ${x + 9},${y - 16} ${x + 5},${y}`
-        : v < y - height / 2 ? d3.linkVertical()({ source: [x, y], target: [u, v + height] })
-          : `M${x},${y}Q${(x + u) / 2},${y - bend} ${u},${v}`;
-    })
-    .attr("stroke-width", ({ share }) => 0.5 + 5 * share).attr("opacity", ({ share }) => 0.25 + 0.75 * share);
+  const curve = (to) => {
+    const [u, v] = place(to), middle = (y + v + height) / 2;
+    if (to === from) return `M${x - 5},${y}C${x - 9},${y - 16} ${x + 9},${y - 16} ${x + 5},${y}`;
+    if (v < y - height / 2) return `M${x},${y}C${x},${middle} ${u},${middle} ${u},${v + height}`;
+    return `M${x},${y}Q${(x + u) / 2},${y - Math.min(60, 14 + Math.abs(u - x) / 6)} ${u},${v}`;
+  };
+  row.forEach((share, to) => {
+    if (share < MIN_WEIGHT) return;
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", curve(to));
+    path.setAttribute("stroke-width", 0.5 + 5 * share);
+    path.setAttribute("opacity", 0.25 + 0.75 * share);
+    svg.append(path);
+  });
 }

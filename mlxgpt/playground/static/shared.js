@@ -1,6 +1,7 @@
 // Shared by the tabs: the run, the generated tokens, errors, and DOM helpers.
 
 import { RequestError } from "./api.js";
+import { t } from "./language.js";
 
 const STORAGE_KEY = "mlxgpt-generated-text";
 
@@ -12,6 +13,7 @@ export const percent = (share) => (share >= 0.0995 ? `${Math.round(share * 100)}
 export const number = (value) => Math.round(value).toLocaleString("en");
 
 export function saveText() {
+  if (state.run.is_file) return; // stores nothing
   try {
     sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ tokens: state.tokens, prompt: byId("prompt").value }));
   } catch {
@@ -29,7 +31,7 @@ export function restoreText() {
 
 export function showError(error) {
   if (error?.name === "AbortError") return;
-  byId("error").textContent = error instanceof RequestError ? error.message : `Page error: ${error}`;
+  byId("error").textContent = error instanceof RequestError ? error.message : t`Page error: ${error}`;
 }
 
 export const clearError = () => { byId("error").textContent = ""; };
