@@ -261,14 +261,17 @@ QUALITY = ("complete sentences", "grammar errors per 100 words", "distinct 3-gra
 
 
 def print_table(folder: Path, plots: Path | None) -> None:
-    """Print means over the seeds with 95% intervals, and draw two plots."""
+    """Print means over the seeds with 95% intervals, and draw two plots. Seed 0, with which rates
+    were swept, only counts where there is no other.
+    """
     lines = (folder / RESULTS).read_text().splitlines()
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in map(json.loads, lines):
         groups.setdefault((record["beta"], record["rate"]), []).append(record)
     rows = [["beta", "rate", "seeds", *COLUMNS.values(), "val loss", *QUALITY]]
     curve = []
-    for (beta, rate), records in sorted(groups.items(), key=lambda item: item[0][0] or 0):
+    for (beta, rate), group in sorted(groups.items(), key=lambda item: item[0][0] or 0):
+        records = [record for record in group if record["seed"]] or group
         cells = ["base" if beta is None else f"{beta:g}", "" if rate is None else f"{rate:g}"]
         intervals = {key: _interval([r[key] for r in records]) for key in COLUMNS}
         cells += [

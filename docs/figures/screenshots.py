@@ -1,4 +1,5 @@
-"""Make play-*.png, the screenshots of `mlxgpt play` in README.md and web-ui.md, from two runs.
+"""Make play-*.png, the screenshots of `mlxgpt play` in README.md and web-ui.md, and html-file.png,
+that of a model exported to HTML, from two runs.
 
     pip install -e '.[play,browser]' pillow
     python docs/figures/screenshots.py STORIES SHAKESPEARE
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,18 @@ from playwright.sync_api import Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from play import serve_run
 
+from mlxgpt import api
+
 VIEWPORT_WIDTH = 1040
 
 
 def main(stories_run: str, shakespeare_run: str) -> None:
-    """Take the three screenshots."""
+    """Take the screenshots."""
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with serve_run([stories_run]) as address:
             page = open_page(browser, address)
-            page.fill("#max-tokens", "120")
-            page.click("#generate-button")
-            page.wait_for_selector("#generate-status:has-text('seed')")
-            page.wait_for_selector("#next-tokens li")
-            page.hover("#generated-text .token:nth-child(9)")
+            generate(page)
             save_screenshot(page, "play-generate.png", "#generate")
             page.click("#tab-inspect")
             page.wait_for_selector("#lens tbody tr")
@@ -51,7 +51,23 @@ def main(stories_run: str, shakespeare_run: str) -> None:
             for _ in range(4):
                 page.keyboard.press("ArrowLeft")
             save_screenshot(page, "play-training.png", "#snapshots")
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "stories.html"
+            api.export(to="html", run=stories_run, output=output)
+            page = open_page(browser, output.as_uri())
+            generate(page)
+            save_screenshot(page, "html-file.png", "#generate .columns")
         browser.close()
+
+
+def generate(page: Page) -> None:
+    """Generate a text, and show the alternatives to a token."""
+    page.fill("#max-tokens", "120")
+    page.fill("#seed", "1")
+    page.click("#generate-button")
+    page.wait_for_selector("#generate-status:has-text('seed')")
+    page.wait_for_selector("#next-tokens li")
+    page.hover("#generated-text .token:nth-child(9)")
 
 
 def open_page(browser: Any, address: str) -> Page:

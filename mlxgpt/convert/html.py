@@ -133,13 +133,14 @@ def make_page_info(
 
 
 def describe_model(
-    run: Run, step: int, bits: int, losses: tuple[float, float] | None
+    request: HTMLRequest, packed: PackedWeights, losses: tuple[float, float] | None
 ) -> dict[str, str]:
     """What the page says about the model: title -> text.
 
     Args:
         losses: validation loss with the original and with the packed weights, if measured.
     """
+    run, step = request.run, request.step
     best, rows = run.best(), {"architecture": describe_architecture(run.config.model)}
     if run.data_name:
         names = ", ".join(Path(source).name for source in run.config.data.source)
@@ -150,7 +151,7 @@ def describe_model(
         rows["initialized from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
     if best and best["step"] == step:
         rows[f"validation loss, {run.config.loss_unit}"] = f"{best['val_loss']:.4f}"
-    rows["weights"] = f"{bits} bits"
+    rows["weights"] = f"{request.bits} bits, {len(packed.content) / 1e6:.1f} MB"
     if losses:
         rows["loss of these weights"] = f"{losses[1]:.4f}"
         rows["loss with 32 bits"] = f"{losses[0]:.4f}"
@@ -206,7 +207,7 @@ def export_html(
     losses = _measure_losses(request, packed.rounded) if request.val is not None else None
     config = replace(run.config.model, vocab_size=vocab_size)
     info = make_page_info(run, request.step, config, packed)
-    info["about"] = list(describe_model(run, request.step, request.bits, losses).items())
+    info["about"] = list(describe_model(request, packed, losses).items())
     info["texts"] = write_snapshot_texts(run, info["example_prompt"], snapshots)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,9 @@ def test_table_and_plots(tmp_path: Path, capsys: Capture) -> None:
     quality = dict.fromkeys(preferences.QUALITY, 1.0)
     records = [
         {"beta": beta, "rate": beta and 1e-4, "share": share, "kl": kl, "tokens": 9.0, "loss": 1.0}
-        | {"val_loss": 0.5, "quality": quality}
+        | {"val_loss": 0.5, "quality": quality, "seed": seed}
         for beta, kl in ((None, 0.0), (1.0, 2.0), (0.1, 8.0))
-        for share in (0.2, 0.4)
+        for seed, share in enumerate((0.9, 0.2, 0.4))  # rates were swept with seed 0
     ]
     (tmp_path / preferences.RESULTS).write_text("".join(json.dumps(r) + "\n" for r in records))
     preferences.print_table(tmp_path, tmp_path)

@@ -231,7 +231,7 @@ def test_a_trained_run_says_what_it_is(
     info = json.loads(content)
     about = dict(info["about"])
     assert about["trained on"] == "fox.txt"
-    assert about["weights"] == "8 bits"
+    assert about["weights"].startswith("8 bits, ")
     loss = api.evaluate(run="fox").loss
     assert float(about["loss with 32 bits"]) == pytest.approx(loss, abs=1e-3)
     assert float(about["loss of these weights"]) == pytest.approx(loss, abs=0.05)
