@@ -98,6 +98,23 @@ def _pack_nibbles(values: np.ndarray) -> bytes:
     return packed
 
 
+@dataclass(frozen=True)
+class HTMLRequest:
+    """A model to export.
+
+    Attributes:
+        step: its training step.
+        bits: bits per weight, one of HTML_BITS.
+        val: validation data, to measure what rounding the weights costs; None: not measured.
+    """
+
+    run: Run
+    model: GPT
+    step: int
+    bits: int
+    val: SplitArray | None
+
+
 def make_page_info(
     run: Run, step: int, config: ModelConfig, packed: PackedWeights
 ) -> dict[str, Any]:
@@ -159,23 +176,6 @@ def describe_model(
     return rows
 
 
-@dataclass(frozen=True)
-class HTMLRequest:
-    """A model to export.
-
-    Attributes:
-        step: its training step.
-        bits: bits per weight, one of HTML_BITS.
-        val: validation data, to measure what rounding the weights costs; None: not measured.
-    """
-
-    run: Run
-    model: GPT
-    step: int
-    bits: int
-    val: SplitArray | None
-
-
 def export_html(
     request: HTMLRequest, path: Path, snapshots: int = 0
 ) -> tuple[float | None, float | None]:
@@ -204,8 +204,12 @@ def export_html(
         for name, value in parameters.items()
     }
     packed = pack_weights(cropped, request.bits)
-    losses = _measure_losses(request, packed.rounded) if request.val is not None else None
     config = replace(run.config.model, vocab_size=vocab_size)
+    losses = None
+    if request.val is not None:
+        rounded = GPT(config)
+        load_parameters(rounded, packed.rounded)
+        losses = _measure_loss(request, request.model), _measure_loss(request, rounded)
     info = make_page_info(run, request.step, config, packed)
     info["about"] = list(describe_model(request, packed, losses).items())
     info["texts"] = write_snapshot_texts(run, info["example_prompt"], snapshots)
@@ -220,30 +224,13 @@ def export_html(
 MAX_EVAL_TOKENS = 100_000
 
 
-def _measure_losses(request: HTMLRequest, rounded: Mapping[str, mx.array]) -> tuple[float, float]:
-    """Validation loss of the model and of the rounded weights, on at most MAX_EVAL_TOKENS."""
-    run, model = (
-        request.run,
-        GPT(replace(request.run.config.model, vocab_size=_vocab_size(rounded))),
-    )
-    load_parameters(model, dict(rounded))
+def _measure_loss(request: HTMLRequest, model: GPT) -> float:
+    """Validation loss of a model, on at most MAX_EVAL_TOKENS."""
     assert request.val is not None
+    run, step = request.run, compile_eval_step(model, mx.float32)
     dataset = EvalDataset(request.val, run.tokenizer, run.bos)
-    before, after = (
-        Evaluator(
-            model,
-            dataset,
-            compile_eval_step(model, mx.float32),
-            batch_size=run.config.train.batch_size,
-            limit=MAX_EVAL_TOKENS,
-        )().loss
-        for model in (request.model, model)
-    )
-    return before, after
-
-
-def _vocab_size(parameters: Mapping[str, mx.array]) -> int:
-    return len(parameters["wte.weight"])
+    batch_size = run.config.train.batch_size
+    return Evaluator(model, dataset, step, batch_size=batch_size, limit=MAX_EVAL_TOKENS)().loss
 
 
 SNAPSHOT_TOKENS = 120

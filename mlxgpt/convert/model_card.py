@@ -198,6 +198,19 @@ def choose_example_prompt(run: Run, max_tokens: int) -> str:
 
 def describe_architecture(m: ModelConfig) -> str:
     """Describe a model's architecture in a line."""
+    is_other = m.position == "rope" or m.norm == "rms" or m.mlp != "gelu" or m.value_embeddings
+    if is_other and qwen3.find_incompatible_settings(m):
+        parts = {
+            "rotary embeddings (RoPE)": m.position == "rope",
+            "RMSNorm": m.norm == "rms",
+            "QK norm": m.qk_norm,
+            "SwiGLU": m.mlp == "swiglu",
+            "squared ReLU": m.mlp == "relu2",
+            "value embeddings": m.value_embeddings,
+            "smeared embeddings": m.smear,
+            "shifted keys": m.token_shift,
+        }
+        return f"GPT with {', '.join(name for name, is_used in parts.items() if is_used)}"
     if m.position == "rope":
         head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
         return f"Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, {head}"
