@@ -36,7 +36,6 @@ from mlxgpt.data.synthetic import generate_story
 from mlxgpt.data.tokenizers.base import END_OF_TEXT, NUL
 from mlxgpt.evaluation.preferences import compute_logprobs
 from mlxgpt.experiments.statistics import confidence_interval
-from mlxgpt.html_report.plots import Line, plot_lines
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.storage.loading import load_run_model
 
@@ -298,24 +297,30 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _draw(curve: Sequence[tuple[float, dict[str, tuple[float, float]]]], folder: Path) -> None:
-    means = {key: np.array([row[key][0] for _, row in curve]) for key in COLUMNS}
-    halves = {key: np.array([row[key][1] for _, row in curve]) for key in COLUMNS}
-    share, low, high = (
-        means["share"],
-        means["share"] - halves["share"],
-        means["share"] + halves["share"],
-    )
-    x = np.log10([beta for beta, _ in curve])
-    for name, x_values, label in (
-        ("share-over-beta", x, "log10 of beta"),
-        ("share-over-kl", means["kl"], "KL divergence from the base, nats per text"),
+    """Plot the share over beta, and over the KL divergence, with 95% intervals."""
+    from matplotlib.figure import Figure
+
+    share, share_half = np.array([row["share"] for _, row in curve]).T
+    kl, kl_half = np.array([row["kl"] for _, row in curve]).T
+    betas = [beta for beta, _ in curve]
+    for name, x, x_half, label in (
+        ("dpo-share-over-beta", betas, None, "beta"),
+        ("dpo-share-over-kl", kl, kl_half, "KL divergence from the base, nats per text"),
     ):
-        order = np.argsort(x_values)
-        line = Line(
-            "", x_values[order], share[order], low=low[order], high=high[order], markers=True
-        )
-        svg = plot_lines([line], label, "share of stories with a question", name=name)
-        (folder / f"{name}.svg").write_text(svg)
+        figure = Figure(figsize=(6, 3.2), layout="tight")
+        axes = figure.subplots()
+        axes.errorbar(x, share, share_half, x_half, fmt="o-", capsize=3)
+        axes.set_xlabel(label)
+        axes.set_ylabel("share with a question")
+        axes.set_ylim(0, 1.05)
+        if x_half is None:
+            axes.set_xscale("log")
+            axes.set_xticks(betas, [f"{beta:g}" for beta in betas], minor=False)
+            axes.minorticks_off()
+        else:
+            for beta, x_value, y in zip(betas, x, share, strict=True):
+                axes.annotate(f"beta {beta:g}", (x_value, y), (4, -14), textcoords="offset points")
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -65,5 +65,5 @@ def test_table_and_plots(tmp_path: Path, capsys: Capture) -> None:
     ]
     assert [row[0] for row in rows[2:]] == ["base", "0.1", "1"]
     assert rows[2][3] == "0.300 ± 1.271"  # t = 12.7 for two seeds
-    for name in ("share-over-beta", "share-over-kl"):
-        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    for name in ("dpo-share-over-beta", "dpo-share-over-kl"):
+        assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
