@@ -56,7 +56,7 @@ def main(stories_run: str, shakespeare_run: str) -> None:
             api.export(to="html", run=stories_run, output=output)
             page = open_page(browser, output.as_uri())
             generate(page)
-            save_screenshot(page, "html-file.png", "#generate .columns")
+            save_screenshot(page, "html-file.png", "#alternatives")
         browser.close()
 
 
