@@ -31,7 +31,7 @@ from mlxgpt.training.signals import catch_stop_signals
 from mlxgpt.training.snapshots import is_snapshot_step
 from mlxgpt.training.spike_guard import MAX_ROLLBACKS, SpikeGuard
 from mlxgpt.training.step import StepInputs, TrainStep, make_train_step
-from mlxgpt.training.validation import Validation, make_evaluator
+from mlxgpt.training.validation import Validation
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
         RunWriter(run, job.dataset, step_function, callbacks) if run else nullcontext() as writer,
     ):
         guard, step = start.guard, start.step
-        evaluate = make_evaluator(job.dataset, step_function, start.bos, reference)
-        validate = Validation(job.dataset, step_function, evaluate, job.base_val)
+        validate = Validation(job.dataset, step_function, start.bos, job.base_val, reference)
         timer = StepTimer(config, job.dataset.tokens_per_step(config), group.size)
         handler = StepResultHandler(group, step_function, guard, validate, writer, timer)
         handler.begin(step, start.unlogged_metrics)

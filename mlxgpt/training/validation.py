@@ -51,7 +51,7 @@ class Validation:
     """Evaluates the model of a training step on validation data. Collective.
 
     Args:
-        evaluator: see `make_evaluator`.
+        bos, reference: see `make_evaluator`.
         base_val: validation data of the run that the initial weights are from, if any.
     """
 
@@ -59,16 +59,17 @@ class Validation:
         self,
         dataset: Dataset,
         step_function: TrainStep,
-        evaluator: MakeEvaluator,
+        bos: int | None,
         base_val: EvalDataset | None = None,
+        reference: dict | None = None,
     ) -> None:
         config = step_function.config
-        self._make_evaluator = evaluator
+        self._make_evaluator = make_evaluator(dataset, step_function, bos, reference or {})
         val_tokens = len(dataset.val.ids)
         self._eval_tokens = count_eval_tokens(config, val_tokens)
         self._final_eval_tokens = count_final_eval_tokens(config, val_tokens)
         self._max_steps = config.train.max_steps
-        self._evaluator = evaluator(limit=self._eval_tokens)
+        self._evaluator = self._make_evaluator(limit=self._eval_tokens)
         self._base_evaluator = None
         if base_val:
             limit = count_eval_tokens(config, len(base_val.tokens.ids))

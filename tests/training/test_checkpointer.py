@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from mlxgpt import api
 from mlxgpt.cli import progress
+from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import checkpointer, run_writer, validation
@@ -67,10 +68,11 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
 ) -> None:
     losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
 
-    def evaluator() -> SimpleNamespace:
-        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
+    def validate(self: Any, step: int) -> tuple[Evaluation, Evaluation, None]:
+        result = Evaluation(next(losses), bits_per_byte=1.0, perplexity=1.0, tokens=9)
+        return result, result, None
 
-    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation.Validation, "__call__", validate)
     train("a", max_steps=24, keep_checkpoints=keep)
     assert checkpoint.list_steps(CHECKPOINTS) == sorted({12, *left})
 

@@ -7,11 +7,11 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import validation
@@ -76,10 +76,11 @@ def test_the_best_checkpoint_is_kept_while_best_json_is_unreadable(
 ) -> None:
     losses = itertools.count(1.0)
 
-    def evaluator() -> SimpleNamespace:
-        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
+    def validate(self: Any, step: int) -> tuple[Evaluation, Evaluation, None]:
+        result = Evaluation(next(losses), bits_per_byte=1.0, perplexity=1.0, tokens=9)
+        return result, result, None
 
-    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation.Validation, "__call__", validate)
     train("a", max_steps=12, decay_steps=24, keep_checkpoints=1)
     best = {"step": 4, "val_loss": 1.0}
     assert runs.open_run(RUN_FOLDER).best() == best

@@ -14,6 +14,7 @@ from mlxgpt import api
 from mlxgpt.config import Config, override_config, toml
 from mlxgpt.data import hub, sources
 from mlxgpt.data.hub import DatasetUnavailableError
+from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
@@ -116,10 +117,11 @@ def test_the_best_checkpoint_is_kept(train: Any, monkeypatch: pytest.MonkeyPatch
 def test_a_nonfinite_loss_is_never_the_best(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([math.nan, 2.0, math.inf])
 
-    def evaluator() -> SimpleNamespace:
-        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
+    def validate(self: Any, step: int) -> tuple[Evaluation, Evaluation, None]:
+        result = Evaluation(next(losses), bits_per_byte=1.0, perplexity=1.0, tokens=9)
+        return result, result, None
 
-    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation.Validation, "__call__", validate)
     summary = train("a")
     assert (summary.best_step, summary.val_loss) == (8, 2.0)
     val_losses = [line["val_loss"] for line in metrics("a") if "val_loss" in line]

@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snapshots",
         type=int,
-        default=0,
+        default=argparse.SUPPRESS,
         metavar="N",
-        help="with --to html: also show what the model wrote at N steps of its training",
+        help="with --to html: also show what the model wrote at N steps of its training (default: "
+        "none)",
     )
     parser.add_argument(
         "--adapters",
