@@ -128,8 +128,13 @@ def test_comparison_with_the_reference(browser: Any, tuned_served: PlayServer) -
         _, *events, _ = tuned_served.post_stream(
             "/api/generate", text="There were 3", seed=seed, max_tokens=8, reference=reference
         )
-        generated = "".join(event["text"] for event in events)
-        assert text.replace(END_OF_TEXT, "") == f"There were 3{generated}"
+        # Tokens that complete no character are shown by their bytes, in < >, or as a dot.
+        shown = [
+            event["text"] or (event["label"] if event["label"].startswith("<") else "·")
+            for event in events
+        ]
+        expected = "".join(shown).replace("\n", "⏎\n")
+        assert text == f"{END_OF_TEXT}There were 3{expected}"
     page.wait_for_selector("#reference-next-tokens li")
     bars = [
         page.locator(f"#{name} li").all_text_contents()
