@@ -214,7 +214,7 @@ def describe_architecture(m: ModelConfig) -> str:
     if m.position == "rope":
         head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
         return f"Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, {head}"
-    bias_note = "" if m.bias else "; no biases (stored as zeros)"
+    bias_note = "" if m.bias else "; no biases"
     return f"GPT-2: learned position embeddings, pre-LayerNorm, GELU, tied output head{bias_note}"
 
 
