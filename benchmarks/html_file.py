@@ -66,7 +66,7 @@ def export_tiers(folder: Path) -> list[Path]:
             run = folder / f"tier{tier}-{recipe}"
             create_imported_run(ImportedModel(config.model, parameters, tokenizer, True), run)
             start = time.perf_counter()
-            result = mlxgpt.export(to="html", run=str(run), output=folder / f"{run.name}.html")
+            result = mlxgpt.export_html(run=str(run), output=folder / f"{run.name}.html")
             print(f"{run.name}: exported in {time.perf_counter() - start:.1f} s")
             paths.append(result.folder)
     return paths

@@ -6,6 +6,7 @@ user can fix. Folder arguments are resolved by config/resolve.py.
 
 from mlxgpt.bench.benchmark import benchmark, benchmark_distributed
 from mlxgpt.convert.exporting import ExportResult, export
+from mlxgpt.convert.html import export_html
 from mlxgpt.convert.importing import import_model
 from mlxgpt.data.prepare import prepare
 from mlxgpt.evaluation.evaluate import appraise, evaluate, hellaswag
@@ -33,6 +34,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "export_html",
     "generate",
     "hellaswag",
     "import_model",

@@ -53,7 +53,7 @@ def main(stories_run: str, shakespeare_run: str) -> None:
             save_screenshot(page, "play-training.png", "#snapshots")
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "stories.html"
-            api.export(to="html", run=stories_run, output=output)
+            api.export_html(run=stories_run, output=output)
             page = open_page(browser, output.as_uri())
             generate(page)
             save_screenshot(page, "html-file.png", "#alternatives")

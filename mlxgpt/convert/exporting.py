@@ -1,4 +1,4 @@
-"""Export of a run's model to transformers, mlx-lm, llama.cpp (GGUF), or one HTML file."""
+"""Export of a run's model to transformers, mlx-lm or llama.cpp (GGUF)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlxgpt.backend.safetensors_io import save_arrays
 from mlxgpt.config import ModelConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
-from mlxgpt.convert import adapters, gguf, html, huggingface, mlx_lm, qwen3, tokenizers
+from mlxgpt.convert import adapters, gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.convert.model_card import render_adapter_card, render_model_card
 from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.dataset import is_prepared
@@ -26,9 +26,13 @@ from mlxgpt.storage.run import Run, find_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RUNTIMES = ("hf", "mlx-lm", "gguf", "html")  # choices of --to
+RUNTIMES = ("hf", "mlx-lm", "gguf")  # choices of --to, with html
 ADAPTER_RUNTIMES = ("peft", "mlx-lm")  # with --adapters
-QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize; more for html
+EXPORT_REMEDIES: dict[object, str] = {
+    "peft": "use one of these, or add --adapters.",
+    "html": "for html, use export_html.",
+}
+QUANTIZE_BITS = (8, 4)  # bits per weight, choices of --quantize
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,6 @@ def export(
     checkpoint: str = "best",
     quantize: int | None = None,
     adapters: bool = False,
-    snapshots: int = 0,
     output: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
@@ -63,14 +66,11 @@ def export(
     """Export a run's model for another runtime, with tokenizer and model card.
 
     Args:
-        to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, `gguf` (llama.cpp; Ollama and LM
-            Studio not tested), or `html` (one file with the model and a page that runs it in any
-            browser); with `adapters`, `peft` or `mlx-lm`.
-        quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32. For `html` 8
-            (default), 4, 16 or 32.
+        to: `hf` (transformers, also loaded by mlx-lm), `mlx-lm`, or `gguf` (llama.cpp; Ollama and
+            LM Studio not tested); with `adapters`, `peft` or `mlx-lm`. HTML: see `export_html`.
+        quantize: 8 or 4 bits per weight, for `mlx-lm` and `gguf`; default: float32.
         adapters: export only the adapters of a run with LoRA; default: the fused model.
-        snapshots: for `html`, show texts of this many saved steps.
-        output: folder to write, or file for `html`; default: exports/RUN-TO, exports/RUN.html.
+        output: folder to write; default: exports/RUN-TO.
         run, checkpoint: see `load`.
 
     Raises:
@@ -79,12 +79,12 @@ def export(
     """
     for value, allowed, flag in (
         (to, ADAPTER_RUNTIMES if adapters else RUNTIMES, "--to"),
-        (quantize, html.HTML_BITS if to == "html" else QUANTIZE_BITS, "--quantize"),
+        (quantize, QUANTIZE_BITS, "--quantize"),
     ):
         if value is not None and value not in allowed:
             raise UserError(
                 f"{flag} {value} is not one of {', '.join(map(str, allowed))}",
-                "use one of these, or add --adapters." if value == "peft" else "use one of these.",
+                EXPORT_REMEDIES.get(value, "use one of these."),
             )
     if adapters:
         if quantize:
@@ -92,19 +92,12 @@ def export(
         opened_run = find_run(run, resolve_folder("runs", runs_dir))
         folder = Path(output or f"exports/{opened_run.name}-{to}")
         return ExportResult(folder, export_adapters(opened_run, checkpoint, folder, to))
-    if snapshots and to != "html":
-        raise UserError("--snapshots is for --to html", "omit it, or export --to html.")
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
-    if to == "html":
-        path = Path(output) if output else Path("exports") / f"{opened_run.name}.html"
-        val = _find_validation_data(opened_run, resolve_folder("data", data_dir))
-        request = html.HTMLRequest(opened_run, model, step, quantize or html.HTML_BITS[0], val)
-        return ExportResult(path, step, *html.export_html(request, path, snapshots))
     suffix = f"-{quantize}bit" if quantize else ""
     folder = Path(output) if output else Path("exports") / f"{opened_run.name}-{to}{suffix}"
     parameters = flatten_params(model.parameters())
     export_run(opened_run, parameters, step, folder, to, quantize)
-    val = _find_validation_data(opened_run, resolve_folder("data", data_dir)) if quantize else None
+    val = find_validation_data(opened_run, resolve_folder("data", data_dir)) if quantize else None
     if not quantize or val is None:
         return ExportResult(folder, step)
     loss_before = loss.evaluate_run(opened_run, model, val).loss
@@ -112,7 +105,7 @@ def export(
     return ExportResult(folder, step, loss_before, loss.evaluate_run(opened_run, model, val).loss)
 
 
-def _find_validation_data(run: Run, data_dir: Path) -> SplitArray | None:
+def find_validation_data(run: Run, data_dir: Path) -> SplitArray | None:
     """Validation data of a run; None if it is not here."""
     if not run.data_name or not is_prepared(data_dir / run.data_name):
         return None
@@ -163,7 +156,7 @@ def _check_architecture(run: Run) -> bool:
     Raises:
         UserError: if it is neither.
     """
-    is_modern = differs_from_gpt2(run.config.model)
+    is_modern = qwen3.differs_from_gpt2(run.config.model)
     if is_modern and (mismatches := qwen3.find_incompatible_settings(run.config.model)):
         parts = ", ".join(f"{name} = {str(value).lower()}" for name, value in mismatches.items())
         raise UserError(
@@ -234,13 +227,6 @@ def export_adapters(run: Run, checkpoint: str, folder: Path, runtime: str) -> in
     return ckpt.step
 
 
-def differs_from_gpt2(config: ModelConfig) -> bool:
-    """Whether a model's architecture differs from GPT-2's."""
-    gpt2_config = ModelConfig()
-    parts = (qwen3.QWEN3_REQUIREMENTS.keys() | {"tied", "embedding_norm"}) - {"bias"}
-    return any(getattr(config, name) != getattr(gpt2_config, name) for name in parts)
-
-
 def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], runtime: str, bits: int
 ) -> dict[str, mx.array]:
@@ -273,7 +259,7 @@ def _write_files(
         modelfile = gguf.render_modelfile(gguf_name, end_of_text=end_of_text_token(run.tokenizer))
         (scratch / "Modelfile").write_text(modelfile, encoding="utf-8", errors="surrogateescape")
         return
-    if differs_from_gpt2(config):
+    if qwen3.differs_from_gpt2(config):
         huggingface.write_config_json(scratch, qwen3.make_qwen3_config(config, eos))
         arrays = qwen3.convert_to_qwen3(config, parameters)
         save_arrays(scratch / huggingface.WEIGHTS_FILE, arrays, {"format": "pt"})

@@ -22,16 +22,17 @@ import numpy as np
 
 import mlxgpt
 from mlxgpt.config import ModelConfig, SamplingParams
+from mlxgpt.config.resolve import PathLike, resolve_folder
+from mlxgpt.convert.exporting import ExportResult, find_validation_data
 from mlxgpt.convert.model_card import choose_example_prompt, describe_architecture
 from mlxgpt.data.chat_template import split_conversation
-from mlxgpt.data.example_array import SplitArray
 from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import generate_texts, prepend_bos
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
 from mlxgpt.model.stats import find_value_layers
-from mlxgpt.storage.loading import load_model
+from mlxgpt.storage.loading import load_model, load_run_model
 from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -48,11 +49,13 @@ class PackedWeights:
     """Weights as the page reads them.
 
     Attributes:
+        bits: bits per weight of the matrices.
         content: all arrays, aligned to 4 bytes.
         index: name, shape, bits and offsets in bytes of each array.
         rounded: the arrays that the page computes with, float32, by name.
     """
 
+    bits: int
     content: bytes
     index: list[dict[str, Any]]
     rounded: dict[str, mx.array]
@@ -65,25 +68,38 @@ def pack_weights(parameters: Mapping[str, mx.array], bits: int) -> PackedWeights
     content, index, rounded = bytearray(), [], {}
     for name, parameter in parameters.items():
         array = np.array(parameter.astype(mx.float32))
-        array_bits, scales = (bits if array.ndim > 1 else 32), None
-        if array_bits == 32:
-            stored = restored = array
-        elif array_bits == 16:
-            stored = array.astype(np.float16)
-            restored = stored.astype(np.float32)
-        else:
-            largest = 2 ** (array_bits - 1) - 1
-            scale = (np.abs(array).max(axis=-1, keepdims=True) / largest).astype(np.float32)
-            stored = np.rint(array / np.where(scale, scale, 1)).astype(np.int8)
-            restored = stored * scale
-            scales = len(content)
-            content += scale.astype("<f4").tobytes()
-        entry = {"name": name, "shape": array.shape, "bits": array_bits, "scales": scales}
+        array_bits = bits if array.ndim > 1 else 32
+        stored, scale, restored = _round(array, array_bits)
+        if not np.isfinite(restored).all():
+            raise UserError(
+                f"{name} contains values that {bits} bits cannot represent",
+                "use --quantize 32, or another checkpoint if the loss is not finite.",
+            )
+        entry = {"name": name, "shape": array.shape, "bits": array_bits, "scales": None}
+        if scale is not None:
+            entry["scales"] = len(content)
+            content += _little_endian(scale).tobytes()
         index.append({**entry, "offset": len(content)})
         content += _pack_nibbles(stored) if array_bits == 4 else _little_endian(stored).tobytes()
         content += bytes(-len(content) % 4)
         rounded[name] = mx.array(restored)
-    return PackedWeights(bytes(content), index, rounded)
+    return PackedWeights(bits, bytes(content), index, rounded)
+
+
+def _round(array: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Round a float32 array: the stored values, their scale per row if they have one, and the
+    values that they stand for; not finite where that is impossible.
+    """
+    if bits == 32:
+        return array, None, array
+    with np.errstate(over="ignore", invalid="ignore"):
+        if bits == 16:
+            halves = array.astype(np.float16)
+            return halves, None, halves.astype(np.float32)
+        largest = 2 ** (bits - 1) - 1
+        scale = (np.abs(array).max(axis=-1, keepdims=True) / largest).astype(np.float32)
+        integers = np.rint(array / np.where(scale, scale, 1)).astype(np.int8)
+        return integers, scale, integers * scale
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:
@@ -96,23 +112,6 @@ def _pack_nibbles(values: np.ndarray) -> bytes:
     halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
     packed: bytes = (halves[0::2] | halves[1::2] << 4).tobytes()
     return packed
-
-
-@dataclass(frozen=True)
-class HTMLRequest:
-    """A model to export.
-
-    Attributes:
-        step: its training step.
-        bits: bits per weight, one of HTML_BITS.
-        val: validation data, to measure what rounding the weights costs; None: not measured.
-    """
-
-    run: Run
-    model: GPT
-    step: int
-    bits: int
-    val: SplitArray | None
 
 
 def make_page_info(
@@ -150,14 +149,13 @@ def make_page_info(
 
 
 def describe_model(
-    request: HTMLRequest, packed: PackedWeights, losses: tuple[float, float] | None
+    run: Run, step: int, packed: PackedWeights, losses: tuple[float, float] | None
 ) -> dict[str, str]:
     """What the page says about the model: title -> text.
 
     Args:
         losses: validation loss with the original and with the packed weights, if measured.
     """
-    run, step = request.run, request.step
     best, rows = run.best(), {"architecture": describe_architecture(run.config.model)}
     if run.data_name:
         names = ", ".join(Path(source).name for source in run.config.data.source)
@@ -168,7 +166,7 @@ def describe_model(
         rows["initialized from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
     if best and best["step"] == step:
         rows[f"validation loss, {run.config.loss_unit}"] = f"{best['val_loss']:.4f}"
-    rows["weights"] = f"{request.bits} bits, {len(packed.content) / 1e6:.1f} MB"
+    rows["weights"] = f"{packed.bits} bits, {len(packed.content) / 1e6:.1f} MB"
     if losses:
         rows["loss of these weights"] = f"{losses[1]:.4f}"
         rows["loss with 32 bits"] = f"{losses[0]:.4f}"
@@ -177,60 +175,78 @@ def describe_model(
 
 
 def export_html(
-    request: HTMLRequest, path: Path, snapshots: int = 0
-) -> tuple[float | None, float | None]:
-    """Write a model's HTML file; returns its validation loss before and after rounding the weights.
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int = HTML_BITS[0],
+    snapshots: int = 0,
+    output: PathLike | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+) -> ExportResult:
+    """Export a run's model to one HTML file, which contains the model and a page that runs it in a
+    browser, offline.
 
     Args:
-        snapshots: number of saved steps whose texts are shown.
+        quantize: bits per weight: 8, 4, 16 or 32.
+        snapshots: show what the model wrote at this many saved steps.
+        output: file to write; default: exports/RUN.html.
+        run, checkpoint: see `load`.
 
     Raises:
         UserError: if the file exists, would be too large or cannot be written.
     """
-    run, vocab_size = request.run, request.run.tokenizer.vocab_size
+    if quantize not in HTML_BITS:
+        raise UserError(
+            f"--quantize {quantize} is not one of {', '.join(map(str, HTML_BITS))}",
+            "use one of these.",
+        )
+    opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
+    path = Path(output) if output else Path("exports") / f"{opened_run.name}.html"
     if files.exists(path):
         raise UserError(f"{path} already exists", "choose another file: --output FILE.html.")
-    parameters = flatten_params(request.model.parameters())
-    size = sum(value.size for value in parameters.values()) * request.bits / 8 * 4 / 3  # base64
+    vocab_size = opened_run.tokenizer.vocab_size
+    # Rows of padding are dropped: they are never sampled.
+    parameters = {
+        name: value[:vocab_size] if name in VOCAB_MATRICES else value
+        for name, value in flatten_params(model.parameters()).items()
+    }
+    size = sum(value.size for value in parameters.values()) * quantize / 8 * 4 / 3  # base64
     if size > MAX_HTML_BYTES:
         raise UserError(
             f"the file would have {size / 1e6:,.0f} MB, and browsers have trouble with more than "
             f"{MAX_HTML_BYTES / 1e6:.0f} MB",
             "use fewer bits, such as --quantize 4, or a smaller model.",
         )
-    # Rows of padding are dropped: they are never sampled.
-    cropped = {
-        name: value[:vocab_size] if name in VOCAB_MATRICES else value
-        for name, value in parameters.items()
-    }
-    packed = pack_weights(cropped, request.bits)
-    config = replace(run.config.model, vocab_size=vocab_size)
-    losses = None
-    if request.val is not None:
+    packed = pack_weights(parameters, quantize)
+    config = replace(opened_run.config.model, vocab_size=vocab_size)
+    val, losses = find_validation_data(opened_run, resolve_folder("data", data_dir)), None
+    if val is not None:
         rounded = GPT(config)
         load_parameters(rounded, packed.rounded)
-        losses = _measure_loss(request, request.model), _measure_loss(request, rounded)
-    info = make_page_info(run, request.step, config, packed)
-    info["about"] = list(describe_model(request, packed, losses).items())
-    info["texts"] = write_snapshot_texts(run, info["example_prompt"], snapshots)
+        dataset = EvalDataset(val, opened_run.tokenizer, opened_run.bos)
+        losses = _measure_loss(model, dataset), _measure_loss(rounded, dataset)
+    info = make_page_info(opened_run, step, config, packed)
+    info["about"] = list(describe_model(opened_run, step, packed, losses).items())
+    info["texts"] = write_snapshot_texts(opened_run, info["example_prompt"], snapshots)
+    page = render_html(info, opened_run.tokenizer.to_json(), packed.content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, render_html(info, run.tokenizer.to_json(), packed.content))
+        files.write_atomically(path, page)
     except OSError as error:
         raise files.to_user_error(error, "write", path, "choose another --output.") from error
-    return losses or (None, None)
+    return ExportResult(path, step, *(losses or (None, None)))
 
 
 MAX_EVAL_TOKENS = 100_000
+EVAL_BATCH_SIZE = 8
 
 
-def _measure_loss(request: HTMLRequest, model: GPT) -> float:
+def _measure_loss(model: GPT, dataset: EvalDataset) -> float:
     """Validation loss of a model, on at most MAX_EVAL_TOKENS."""
-    assert request.val is not None
-    run, step = request.run, compile_eval_step(model, mx.float32)
-    dataset = EvalDataset(request.val, run.tokenizer, run.bos)
-    batch_size = run.config.train.batch_size
-    return Evaluator(model, dataset, step, batch_size=batch_size, limit=MAX_EVAL_TOKENS)().loss
+    step = compile_eval_step(model, mx.float32)
+    evaluator = Evaluator(model, dataset, step, batch_size=EVAL_BATCH_SIZE, limit=MAX_EVAL_TOKENS)
+    return evaluator().loss
 
 
 SNAPSHOT_TOKENS = 120

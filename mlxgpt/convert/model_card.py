@@ -198,24 +198,26 @@ def choose_example_prompt(run: Run, max_tokens: int) -> str:
 
 def describe_architecture(m: ModelConfig) -> str:
     """Describe a model's architecture in a line."""
-    is_other = m.position == "rope" or m.norm == "rms" or m.mlp != "gelu" or m.value_embeddings
-    if is_other and qwen3.find_incompatible_settings(m):
-        parts = {
-            "rotary embeddings (RoPE)": m.position == "rope",
-            "RMSNorm": m.norm == "rms",
-            "QK norm": m.qk_norm,
-            "SwiGLU": m.mlp == "swiglu",
-            "squared ReLU": m.mlp == "relu2",
-            "value embeddings": m.value_embeddings,
-            "smeared embeddings": m.smear,
-            "shifted keys": m.token_shift,
-        }
-        return f"GPT with {', '.join(name for name, is_used in parts.items() if is_used)}"
-    if m.position == "rope":
-        head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
+    if not qwen3.differs_from_gpt2(m):
+        parts = "learned position embeddings, pre-LayerNorm, GELU, tied output head"
+        return f"GPT-2: {parts}{'' if m.bias else '; no biases'}"
+    head = "untied output head" if qwen3.has_untied_head(m) else "tied output head"
+    if not qwen3.find_incompatible_settings(m):
         return f"Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, {head}"
-    bias_note = "" if m.bias else "; no biases"
-    return f"GPT-2: learned position embeddings, pre-LayerNorm, GELU, tied output head{bias_note}"
+    optional_parts = {
+        "QK norm": m.qk_norm,
+        "value embeddings": m.value_embeddings,
+        "smeared embeddings": m.smear,
+        "shifted keys": m.token_shift,
+    }
+    all_parts = [
+        "rotary embeddings (RoPE)" if m.position == "rope" else "learned position embeddings",
+        "RMSNorm" if m.norm == "rms" else "LayerNorm",
+        {"gelu": "GELU", "relu2": "squared ReLU", "swiglu": "SwiGLU"}[m.mlp],
+        *(name for name, is_used in optional_parts.items() if is_used),
+        head,
+    ]
+    return f"GPT: {', '.join(all_parts)}"
 
 
 def _render_table(rows: Mapping[str, Any]) -> list[str]:

@@ -39,6 +39,13 @@ def find_incompatible_settings(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def differs_from_gpt2(config: ModelConfig) -> bool:
+    """Whether a model's architecture differs from GPT-2's."""
+    gpt2_config = ModelConfig()
+    parts = (QWEN3_REQUIREMENTS.keys() | {"tied", "embedding_norm"}) - {"bias"}
+    return any(getattr(config, name) != getattr(gpt2_config, name) for name in parts)
+
+
 def make_qwen3_config(config: ModelConfig, bos: int | None) -> dict[str, Any]:
     """Content of config.json for transformers and mlx-lm; `bos` is both BOS and EOS."""
     return {

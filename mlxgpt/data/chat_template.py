@@ -76,8 +76,9 @@ def split_conversation(template: str, tokenizer: Tokenizer) -> dict[str, str] | 
     start, answer, question = parts[:3]
     pieces = {"start": start, "answer": answer, "question": question, "reply": parts[-1]}
     for text, count in zip(texts, (1, 3, 5), strict=True):
-        between = [(question, answer)[n % 2] for n in range(1, count)]
-        expected = "".join(map("".join, zip([start, *between], names[:count], strict=True)))
+        expected = start + names[0]
+        for n, name in enumerate(names[1:count]):
+            expected += (answer, question)[n % 2] + name
         if text != expected + pieces["reply"]:
             return None
     return pieces

@@ -20,7 +20,7 @@ from mlxgpt.evaluation import text_metrics
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import generate_texts
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.losses import token_losses
+from mlxgpt.model.losses import answer_logprobs, token_losses
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.seeds import derive_seed
 
@@ -136,7 +136,7 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     eot_id = tokenizer.end_of_text
     assert eot_id is not None
     score = execution.compile_function(
-        lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1)
+        lambda x, y, mask: answer_logprobs(token_losses(model(x), y), mask)
     )
     result: list[float] = []
     for start in range(0, len(texts), SCORING_BATCH_SIZE):

@@ -215,7 +215,7 @@ class StepResultHandler:
     def read_metrics(self, pending: PendingStep) -> StepMetrics:
         """Wait for a step's loss and gradient norm, and record them in the spike guard."""
         loss, grad_norm = float(pending.loss), float(pending.grad_norm)
-        if grad_norm == 0.0 and not self._has_warned:
+        if grad_norm == 0.0 and self._writer and not self._has_warned:
             self._has_warned = True
             logger.warning(f"the gradient of step {pending.step + 1:,} is zero: it changed nothing")
         self._guard.record(pending.step, loss, grad_norm, pending.loss_limit)

@@ -101,7 +101,7 @@ def test_logits_in_firefox_are_those_of_mlx(tiny: Config, tmp_path: Path, firefo
     parameters = dict(tree_flatten(make_random_model(config).parameters()))
     folder = tmp_path / "random"
     create_imported_run(ImportedModel(config.model, parameters, BPETokenizer([]), True), folder)
-    path = api.export(to="html", run=str(folder), output=tmp_path / "m.html").folder
+    path = api.export_html(run=str(folder), output=tmp_path / "m.html").folder
     # The page itself may neither run other scripts nor send anything.
     page = re.sub(r"<meta http-equiv=[^>]*>", "", path.read_text(encoding="utf-8"))
     script = f"""<script>addEventListener("load", () => {{

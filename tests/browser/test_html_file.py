@@ -53,8 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> runs.Run:
 @pytest.fixture(scope="module")
 def file(run: runs.Run) -> Path:
     folder = run.folder.parents[1]
-    return api.export(
-        to="html",
+    return api.export_html(
         run="fox",
         snapshots=2,
         output=folder / "fox.html",
@@ -196,7 +195,7 @@ def test_a_conversation(browser: Any, tmp_path: Path, tiny: Config) -> None:
     parameters = dict(tree_flatten(make_random_model(config).parameters()))
     model = ImportedModel(config.model, parameters, tokenizer, False, chat_template=CHATML)
     create_imported_run(model, tmp_path / "chat")
-    path = api.export(to="html", run=str(tmp_path / "chat"), output=tmp_path / "chat.html").folder
+    path = api.export_html(run=str(tmp_path / "chat"), output=tmp_path / "chat.html").folder
     page = FilePage(browser, path)
     page.page.fill("#max-tokens", "8")
     page.page.get_by_role("tab", name="Chat").click()
@@ -218,7 +217,7 @@ def test_hostile_samples_and_tokens_run_nothing(browser: Any, tmp_path: Path, ti
     create_imported_run(ImportedModel(config.model, parameters, BPETokenizer([]), True), folder)
     opened = runs.open_run(folder)
     opened.add_sample(1, "</script><script>alert(1)</script>")
-    path = api.export(to="html", run=str(folder), output=tmp_path / "m.html", snapshots=1).folder
+    path = api.export_html(run=str(folder), output=tmp_path / "m.html", snapshots=1).folder
     page = FilePage(browser, path)
     page.generate("<script>alert(1)</script><img src=x onerror=alert(1)>", 1)
     assert page.page.locator("main img, header img").count() == 0

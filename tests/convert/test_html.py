@@ -86,7 +86,7 @@ def test_logits_and_greedy_tokens_are_those_of_mlx(
 ) -> None:
     """With the same rounded weights."""
     run = make_run(tmp_path / "random", tiny, BPE, **PARTS[name])
-    page = api.export(to="html", run=str(run.folder), quantize=bits, output=tmp_path / "m.html")
+    page = api.export_html(run=str(run.folder), quantize=bits, output=tmp_path / "m.html")
     gpt, _ = load_model(run)
     load_parameters(gpt, html.pack_weights(flatten_params(gpt.parameters()), bits).rounded)
     model = LoadedModel(run, gpt, 0)
@@ -98,6 +98,30 @@ def test_logits_and_greedy_tokens_are_those_of_mlx(
     assert np.ptp(expected) > 0.5
     outputs = model.iter_tokens("the fox", temperature=0.0, max_tokens=12)
     assert greedy == [output.id for output in outputs]
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["classic", "modern", "racing"])
+def test_texts_longer_than_the_context_are_those_of_mlx(
+    name: str, tiny: Config, tmp_path: Path
+) -> None:
+    """A full context slides with rotary positions, and is read again from its middle without."""
+    run = make_run(tmp_path / "random", tiny, BPE, **PARTS[name])
+    page = api.export_html(run=str(run.folder), quantize=32, output=tmp_path / "m.html")
+    (greedy,) = run_in_node(page.folder, [{"greedy": "the fox", "count": 90}], tmp_path)
+    outputs = mlxgpt.load(str(run.folder)).iter_tokens("the fox", temperature=0.0, max_tokens=90)
+    assert greedy == [output.id for output in outputs]
+    assert len(greedy) > 32
+
+
+@needs_node
+def test_texts_generated_at_the_same_time_do_not_mix(tiny: Config, tmp_path: Path) -> None:
+    """As in two tabs of the page."""
+    run = make_run(tmp_path / "random", tiny, BPE, **PARTS["racing"])
+    page = api.export_html(run=str(run.folder), output=tmp_path / "m.html")
+    tasks = [{"greedy": text, "count": 20} for text in ("the quick brown fox", "jumps", "lazy dog")]
+    *separate, together = run_in_node(page.folder, [*tasks, {"together": tasks}], tmp_path)
+    assert together == separate
 
 
 WHITE_SPACE = " \n\t\r\u0085\u00a0\u2003\u3000\ufeff"
@@ -130,7 +154,7 @@ def test_texts_are_encoded_as_by_tiktoken(tiny: Config, tmp_path: Path) -> None:
     )
     for n, tokenizer in enumerate((BPE, with_added)):
         run = make_run(tmp_path / f"run{n}", tiny, tokenizer)
-        page = api.export(to="html", run=str(run.folder), output=tmp_path / f"{n}.html")
+        page = api.export_html(run=str(run.folder), output=tmp_path / f"{n}.html")
         texts = [*random_strings(2000), "a fox! <|endoftext|>", " " * 50, "\ufeffa\r\nb\rc"]
         encoded = run_in_node(page.folder, [{"encode": text} for text in texts], tmp_path)
         for text, ids in zip(texts, encoded, strict=True):
@@ -141,7 +165,7 @@ def test_texts_are_encoded_as_by_tiktoken(tiny: Config, tmp_path: Path) -> None:
 def test_characters_are_encoded_in_either_form(tiny: Config, tmp_path: Path) -> None:
     tokenizer = CharTokenizer("abcé \n", end_of_text=False)
     run = make_run(tmp_path / "chars", tiny, tokenizer)
-    page = api.export(to="html", run=str(run.folder), quantize=32, output=tmp_path / "m.html")
+    page = api.export_html(run=str(run.folder), quantize=32, output=tmp_path / "m.html")
     tasks: list[dict[str, Any]] = [{"encode": "a e\u0301\r\nb"}]
     tasks += [{"greedy": "", "count": 3}]
     ids, greedy = run_in_node(page.folder, tasks, tmp_path)
@@ -154,7 +178,7 @@ def test_characters_are_encoded_in_either_form(tiny: Config, tmp_path: Path) -> 
 def test_conversations_are_rendered_as_by_the_template(tiny: Config, tmp_path: Path) -> None:
     tokenizer = add_special_tokens(BPE, (IM_START, IM_END))
     run = make_run(tmp_path / "chat", tiny, tokenizer, CHATML, block_size=128)
-    page = api.export(to="html", run=str(run.folder), quantize=32, output=tmp_path / "m.html")
+    page = api.export_html(run=str(run.folder), quantize=32, output=tmp_path / "m.html")
     roles = ("user", "assistant", "user")
     messages = [
         {"role": role, "content": text}
@@ -195,7 +219,7 @@ def test_weights_are_rounded_by_at_most_half_a_step(bits: int) -> None:
 
 def test_the_policy_allows_only_the_pages_own_script(tiny: Config, tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", tiny, BPE)
-    text = api.export(to="html", run=str(run.folder), output=tmp_path / "m.html").folder.read_text()
+    text = api.export_html(run=str(run.folder), output=tmp_path / "m.html").folder.read_text()
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -211,7 +235,7 @@ def test_hostile_names_and_samples_stay_text(tiny: Config, tmp_path: Path) -> No
     name = "a<b></script><script>alert(1)<"
     run = make_run(tmp_path / name.replace("/", "∕"), tiny, BPE)
     run.add_sample(1, "</script><img src=x onerror=alert(1)>")
-    text = api.export(to="html", run=str(run.folder), output=tmp_path / "m.html").folder.read_text()
+    text = api.export_html(run=str(run.folder), output=tmp_path / "m.html").folder.read_text()
     assert text.count("<script") == text.count("</script>") == 4
     assert "<img" not in text
 
@@ -244,21 +268,34 @@ def test_a_trained_run_says_what_it_is(
     assert all(snapshot.startswith(info["example_prompt"]) for _, snapshot in info["texts"])
 
 
-def test_refusals(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     run = make_run(tmp_path / "r", tiny, BPE)
     options: dict[str, Any] = {"run": str(run.folder), "output": tmp_path / "m.html"}
     with pytest.raises(UserError, match="--quantize 5 is not one of 8, 4, 16, 32"):
-        api.export(to="html", quantize=5, **options)
-    with pytest.raises(UserError, match="--snapshots is for --to html"):
-        api.export(to="gguf", snapshots=2, **options)
-    api.export(to="html", **options)
+        api.export_html(quantize=5, **options)
+    with pytest.raises(UserError, match="is not one of hf, mlx-lm, gguf") as caught:
+        api.export(to="html", **options)
+    assert caught.value.remedy == "for html, use export_html."
+    for flags, problem in (
+        (["--to", "gguf", "--snapshots", "2"], "--snapshots is for --to html"),
+        (["--to", "html", "--adapters"], "--to html does not support --adapters"),
+    ):
+        assert main(["export", str(run.folder), *flags]) == 2
+        assert problem in capsys.readouterr().err
+    gpt, _ = load_model(run)
+    gpt.wte.weight = gpt.wte.weight * 1e6
+    with pytest.raises(UserError, match=r"wte.weight contains values that 16 bits cannot"):
+        html.pack_weights(flatten_params(gpt.parameters()), 16)
+    api.export_html(**options)
     before = (tmp_path / "m.html").read_bytes()
     with pytest.raises(UserError, match=r"m.html already exists"):
-        api.export(to="html", **options)
+        api.export_html(**options)
     assert (tmp_path / "m.html").read_bytes() == before
     monkeypatch.setattr(html, "MAX_HTML_BYTES", 1000)
     with pytest.raises(UserError, match=r"the file would have .* MB") as caught:
-        api.export(to="html", run=str(run.folder), output=tmp_path / "n.html")
+        api.export_html(run=str(run.folder), output=tmp_path / "n.html")
     assert "--quantize 4" in caught.value.remedy
 
 

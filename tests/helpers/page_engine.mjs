@@ -2,7 +2,7 @@
 //
 //     node page_engine.mjs FILE.html FOLDER < TASKS.json > RESULTS.json
 //
-// FOLDER has the page's modules. A task is {logits: ids}, {greedy: text, count} or {encode: text}.
+// FOLDER has the page's modules. A task is {logits: ids}, {greedy: text, count}, {encode: text} or {together: tasks}, which run interleaved.
 
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -24,6 +24,7 @@ async function run(task) {
     const cache = model.newCache();
     return task.logits.map((id) => Array.from(model.logits(model.step(cache, id))));
   }
+  if (task.together) return Promise.all(task.together.map(run));
   const ids = [];
   const body = { text: task.greedy, messages: task.messages, temperature: 0, max_tokens: task.count };
   for await (const event of streamTokens(body)) if (event.id !== undefined) ids.push(event.id);

@@ -70,11 +70,19 @@ async function pause(signal) {
   if (signal?.aborted) throw new DOMException("stopped", "AbortError");
 }
 
-// Logits after some tokens; reads only those that were not read yet.
-async function readTokens(allIds, signal) {
-  const { block_size, position } = info.config, half = Math.max(1, block_size >> 1);
-  // Learned positions end at the block size: then only the last half or more is read.
-  const start = position === "rope" ? 0 : Math.max(0, Math.ceil((allIds.length - block_size) / half) * half);
+// Logits after some tokens. One call at a time: all of them share the context.
+let lastCall = Promise.resolve();
+function readTokens(ids, signal) {
+  const call = lastCall.then(() => readNewTokens(ids, signal));
+  lastCall = call.catch(() => {});
+  return call;
+}
+
+// Reads only the tokens that were not read yet.
+async function readNewTokens(allIds, signal) {
+  // Learned positions end at the block size: then the last half block is read again from position 0.
+  const { block_size, position } = info.config, stride = block_size + 1 - Math.max(1, block_size >> 1);
+  const start = position === "rope" ? 0 : Math.max(0, Math.ceil((allIds.length - block_size) / stride) * stride);
   const ids = allIds.slice(start);
   let common = 0;
   while (common < ids.length - 1 && context.ids[common] === ids[common]) common += 1;
@@ -83,7 +91,6 @@ async function readTokens(allIds, signal) {
   context = { ids: ids.slice(0, common), cache, x: null };
   for (const id of ids.slice(common)) {
     await pause(signal);
-    if (context.cache !== cache) throw new DOMException("replaced", "AbortError");
     context.x = model().step(cache, id);
     context.ids.push(id);
   }
@@ -133,7 +140,6 @@ function topTokens(values, count = TOP_TOKENS) {
 }
 
 export const getRun = async () => info;
-export const getCurves = async () => null;
 
 export async function* streamTokens(body, signal) {
   const ids = [...encodePrompt(body)];

@@ -39,7 +39,7 @@ export class Tokenizer {
   }
 
   encode(text) {
-    const plain = text.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n").toWellFormed?.() ?? text;
+    const plain = text.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n").replace(/\p{Surrogate}/gu, "\uFFFD");
     const contents = this.added.filter(({ special }) => !special).map(({ content }) => content).sort((a, b) => b.length - a.length);
     if (!contents.length) return this.encodePlain(plain);
     const escaped = contents.map((content) => content.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
