@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from mlxgpt import api
-from mlxgpt.cli.progress import TrainingDisplay
+from mlxgpt.cli.training_display import TrainingDisplay
 
 SVG_PATH = Path(__file__).with_name("training.svg").absolute()
 SHOWN_COMMAND = "mlxgpt train --tier 1"

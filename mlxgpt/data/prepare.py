@@ -16,7 +16,8 @@ from mlxgpt.config import DataConfig
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data import sources
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
-from mlxgpt.data.examples import find_first_example, prepare_examples
+from mlxgpt.data.example_rows import find_first_example
+from mlxgpt.data.examples import prepare_examples
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import read_meta
 from mlxgpt.data.normalize import normalize_unicode

@@ -45,13 +45,17 @@ class PreferenceEvaluation:
         }
 
 
+# Calls a compiled step on batches (inputs, targets, mask), at most one per thread; each returns
+# [outputs, B].
+AnswerStep = Callable[[Sequence[tuple]], list[mx.array]]
+
+
 class PreferenceEvaluator:
     """Evaluates a model repeatedly on the same pairs. Collective.
 
     Args:
-        model: the model that is trained.
+        step: see `compile_kl_step`.
         pairs: with the reference's log-probabilities.
-        reference: parameters of the reference, as those of `model`.
         limit: approximate number of tokens in a fixed set of pairs; default: all pairs.
 
     Attributes:
@@ -60,31 +64,22 @@ class PreferenceEvaluator:
 
     def __init__(
         self,
-        model: GPT,
+        step: AnswerStep,
         pairs: PairArray,
-        reference: dict,
         config: Config,
         group: ProcessGroup,
         limit: int | None = None,
     ) -> None:
-        self._model, self._pairs, self._reference = model, pairs, reference
-        self._config, self._group = config, group
+        self._step, self._pairs, self._config, self._group = step, pairs, config, group
         self._indices = pairs.spread_pairs(limit)
-        self._step = _compile_step(make_kl_step, model, config)
-        self.tokens = sum(
-            int(pairs.example(2 * index + n).trained.sum())
-            for index in self._indices
-            for n in (0, 1)
-        )
+        answers = (pairs.example(2 * index + n) for index in self._indices for n in (0, 1))
+        self.tokens = sum(int(answer.trained.sum()) for answer in answers)
 
     def __call__(self) -> PreferenceEvaluation:
         """Evaluate the model with its current parameters."""
         assert self._pairs.reference is not None
         indices = self._indices[self._group.rank :: self._group.size]
-        parameters = self._model.parameters(), self._reference
-        logprobs, divergences = _map_answers(
-            self._step, parameters, self._pairs, indices, self._config
-        )
+        logprobs, divergences = _map_answers(self._step, 2, self._pairs, indices, self._config)
         rewards = self._config.train.beta * (logprobs - self._pairs.reference[indices])
         margins = rewards[:, 0] - rewards[:, 1]
         values = np.logaddexp(0, -margins), margins, margins > 0, divergences
@@ -96,41 +91,36 @@ class PreferenceEvaluator:
         )
 
 
+def compile_kl_step(model: GPT, reference: dict, dtype: mx.Dtype) -> AnswerStep:
+    """Compile `losses.make_kl_step` for a model and the parameters of its reference."""
+    step = execution.PerThreadFunction(lambda: make_kl_step(model, dtype))
+    return lambda batches: step((model.parameters(), reference, *batch) for batch in batches)
+
+
 def compute_logprobs(model: GPT, pairs: PairArray, config: Config) -> np.ndarray:
     """Log-probabilities of the answers of all pairs, float32 [pairs, 2]."""
-    step = _compile_step(make_logprob_step, model, config)
-    indices = range(pairs.pair_count)
-    (logprobs,) = _map_answers(step, (model.parameters(),), pairs, indices, config)
+    dtype = getattr(mx, config.train.dtype)
+    step = execution.PerThreadFunction(lambda: make_logprob_step(model, dtype))
+
+    def call(batches: Sequence[tuple]) -> list[mx.array]:
+        return step((model.parameters(), *batch) for batch in batches)
+
+    (logprobs,) = _map_answers(call, 1, pairs, range(pairs.pair_count), config)
     return logprobs.astype(np.float32)
 
 
-Step = execution.PerThreadFunction[mx.array]
-
-
-def _compile_step(make_step: Callable, model: GPT, config: Config) -> Step:
-    """Compile a step of losses.py, once per thread."""
-    dtype = getattr(mx, config.train.dtype)
-    return execution.PerThreadFunction(lambda: make_step(model, dtype))
-
-
 def _map_answers(
-    step: Step,
-    parameters: tuple[dict, ...],
-    pairs: PairArray,
-    indices: Sequence[int],
-    config: Config,
+    step: AnswerStep, outputs: int, pairs: PairArray, indices: Sequence[int], config: Config
 ) -> np.ndarray:
-    """Call a step, which returns [outputs, B], on all answers of some pairs: [outputs, pairs, 2],
-    float64.
-    """
+    """Outputs of a step for all answers of some pairs: [outputs, pairs, 2], float64."""
     T = pairs.row_length(config.model.block_size)
     answers = [pairs.example(2 * index + n) for index in indices for n in (0, 1)]
     B = rows_per_thread(config.model, T, config.train.batch_size)
     answers += [NO_TOKENS] * (-len(answers) % B)
-    batches = (pad_windows(answers[n : n + B], T) for n in range(0, len(answers), B))
-    calls = ((*parameters, *map(mx.array, batch)) for batch in batches)
-    outputs: list[np.ndarray] = [np.zeros((len(parameters), 0))]
-    while thread_calls := list(islice(calls, execution.thread_count())):
-        outputs += [np.array(output, dtype=np.float64) for output in step(thread_calls)]
-    values = np.concatenate(outputs, axis=1)[:, : 2 * len(indices)]
-    return values.reshape(len(parameters), -1, 2)
+    rows = (pad_windows(answers[n : n + B], T) for n in range(0, len(answers), B))
+    batches = (tuple(map(mx.array, arrays)) for arrays in rows)
+    results = [np.zeros((outputs, 0))]
+    while thread_batches := list(islice(batches, execution.thread_count())):
+        results += [np.array(result, dtype=np.float64) for result in step(thread_batches)]
+    values = np.concatenate(results, axis=1)[:, : 2 * len(indices)]
+    return values.reshape(outputs, -1, 2)

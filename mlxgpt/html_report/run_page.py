@@ -119,8 +119,7 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics], unit: str
                 series.append(Line(label, x[finite], val_loss[finite], markers=True, group=index))
             base_loss = metrics.values["base_val_loss"]
             if (finite := np.isfinite(base_loss)).any():
-                label = f"{prefix}val loss on the base model's data"
-                label += "" if unit == "nats per token" else ", nats per token"
+                label = f"{prefix}val loss on the base model's data, nats per token"
                 color = len(metrics_by_run) + index
                 series.append(Line(label, x[finite], base_loss[finite], markers=True, group=color))
         events = [
@@ -309,7 +308,9 @@ def find_nearest_config(run: Run) -> tuple[str, Config]:
     """
     config, paths, parent = run.config, toml.find_builtin_configs(), _parent_run(run)
     candidates = {}
-    finetune_config = FINETUNE_CONFIGS[2 if config.train.beta else config.lora.lora_rank > 0]
+    finetune_config = "lora" if config.lora.lora_rank else "finetune"
+    if config.train.beta:
+        finetune_config = "dpo"
     for name in [finetune_config] if parent else sorted(set(paths) - set(FINETUNE_CONFIGS)):
         base = toml.load_config(paths[name])
         derived = {*ARCHITECTURE_FIELDS, "block_size"} if parent else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.checkpoint import checkpoint_folder, parse_step
-from mlxgpt.storage.loading import find_origin_run
+from mlxgpt.storage.loading import find_origin_run, has_origin_weights
 from mlxgpt.storage.run import Run, open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # The run is reopened only if one of these changes: loading GPT-2's tokenizer takes 0.3 s.
 RUN_FILES = ("run.json", "config.toml", "tokenizer.json")
@@ -72,14 +75,39 @@ class ModelCache:
         self._models.move_to_end(step)
         return model
 
-    def get_reference(self) -> LoadedModel | None:
-        """The model that this run was initialized from; None if it is not in the same folder."""
+    def find_reference(self) -> Run | None:
+        """The run that this one was initialized from; None if it is not in the same folder, or no
+        longer has that checkpoint. Its model is not loaded.
+        """
         run = self.get_run()
-        origin_run = find_origin_run(run)
-        if origin_run is None or run.origin["step"] not in origin_run.saved_steps():
+        try:
+            origin_run = find_origin_run(run)
+        except UserError as error:  # a damaged run
+            logger.warning(error.problem)
             return None
-        if self._reference is None or self._reference.folder != origin_run.folder:
-            self._reference = ModelCache(origin_run.folder)
+        if origin_run is None or run.origin["step"] not in origin_run.steps():
+            return None
+        return origin_run
+
+    def get_reference(self) -> LoadedModel:
+        """The model that this run was initialized from.
+
+        Raises:
+            UserError: if it is not there, or is another one now.
+        """
+        run, reference = self.get_run(), self.find_reference()
+        if reference is None:
+            raise UserError(
+                "the run that this one was initialized from is not in the same folder",
+                "copy it there.",
+            )
+        if self._reference is None or self._reference.folder != reference.folder:
+            if not has_origin_weights(run, reference):
+                raise UserError(
+                    f"{reference.name} is no longer the model that {run.name} was initialized from",
+                    "restore its original checkpoint.",
+                )
+            self._reference = ModelCache(reference.folder)
         return self._reference.get_model(run.origin["step"])
 
     def _weights_mtime(self, step: int) -> int | None:

@@ -75,7 +75,7 @@ class _UIEndpoints:
         """Name, size and snapshots of the run, and an example prompt."""
 
         def compute() -> dict[str, Any]:
-            run, reference = self._models.get_run(), self._models.get_reference()
+            run, reference = self._models.get_run(), self._models.find_reference()
             model_config, saved_steps = run.config.model, run.saved_steps()
             return {
                 "name": replace_unprintable(run.name),
@@ -90,7 +90,7 @@ class _UIEndpoints:
                 "example_prompt": _example_prompt(run.tokenizer),
                 "imported": not run.data_name,
                 "has_chat_template": run.has_chat_template,
-                "reference": _describe_reference(reference.run) if reference else None,
+                "reference": _describe_reference(reference) if reference else None,
             }
 
         return FiniteJSONResponse(await self._worker.call(compute))
@@ -202,15 +202,7 @@ class _UIEndpoints:
 
     def _get_model(self, body: UIRequest) -> LoadedModel:
         """The model, or the one that its run was initialized from."""
-        if not body.reference:
-            return self._models.get_model(body.step)
-        reference = self._models.get_reference()
-        if reference is None:
-            raise UserError(
-                "the run that this one was initialized from is not in the same folder",
-                "copy it there.",
-            )
-        return reference
+        return self._models.get_reference() if body.reference else self._models.get_model(body.step)
 
     def _load_model_and_ids(self, body: UIRequest) -> tuple[LoadedModel, list[int]]:
         """The model and the prompt's last token ids, at most MAX_ATTENTION_TOKENS."""

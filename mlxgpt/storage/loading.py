@@ -110,14 +110,20 @@ def open_base_run(run: Run) -> Run:
             raise UserError(f"{run.name} is its own base", "restore its run.json.")
         names.add(ancestor.name)
         ancestor = _open_origin(ancestor)
-    path = checkpoint.checkpoint_folder(base.checkpoints, run.origin["step"])
-    file = path / checkpoint.MODEL_FILE
-    if not files.exists(file) or files.sha256_file(file) != run.origin["sha256"]:
+    if not has_origin_weights(run, base):
+        path = checkpoint.checkpoint_folder(base.checkpoints, run.origin["step"])
         raise UserError(
             f"{path} is not the model that the adapter of {run.name} was trained with",
             f"restore the original checkpoint of {base.name}.",
         )
     return base
+
+
+def has_origin_weights(run: Run, origin_run: Run) -> bool:
+    """Whether a run still has the weights that another run was initialized from."""
+    path = checkpoint.checkpoint_folder(origin_run.checkpoints, run.origin["step"])
+    file = path / checkpoint.MODEL_FILE
+    return files.exists(file) and files.sha256_file(file) == run.origin["sha256"]
 
 
 def _open_origin(run: Run) -> Run:

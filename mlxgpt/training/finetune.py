@@ -14,7 +14,8 @@ from mlxgpt.config import Config, override_config, validate_config
 from mlxgpt.config.resolve import resolve_config
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.examples import ExampleFormat, find_first_example, uses_template
+from mlxgpt.data.example_rows import find_first_example, uses_template
+from mlxgpt.data.examples import ExampleFormat
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens

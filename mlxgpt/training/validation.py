@@ -11,7 +11,11 @@ from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.example_array import PairArray
 from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator, compile_eval_step
-from mlxgpt.evaluation.preferences import PreferenceEvaluation, PreferenceEvaluator
+from mlxgpt.evaluation.preferences import (
+    PreferenceEvaluation,
+    PreferenceEvaluator,
+    compile_kl_step,
+)
 from mlxgpt.training.step import TrainStep
 
 Result = Evaluation | PreferenceEvaluation
@@ -30,7 +34,8 @@ def make_evaluator(
     """
     model, config, val = step_function.model, step_function.config, dataset.val
     if isinstance(val, PairArray):
-        return partial(PreferenceEvaluator, model, val, reference, config, step_function.group)
+        kl_step = compile_kl_step(model, reference, step_function.dtype)
+        return partial(PreferenceEvaluator, kl_step, val, config, step_function.group)
     return _make_loss_evaluator(step_function, EvalDataset(val, dataset.tokenizer, bos))
 
 

@@ -14,20 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxgpt import api
 from mlxgpt.config import Config, override_config
 from mlxgpt.convert import html
-from mlxgpt.convert.huggingface import ImportedModel
-from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.loading import load_model
 from tests.browser.test_html_file import LOGITS
-from tests.helpers.tiny_models import make_random_model
+from tests.helpers.tiny_models import create_random_run
 from tests.helpers.training_runs import MODERN_PARTS
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
@@ -98,9 +95,7 @@ def firefox(tmp_path: Path) -> Iterator[Any]:
 
 def test_logits_in_firefox_are_those_of_mlx(tiny: Config, tmp_path: Path, firefox: Any) -> None:
     config = override_config(tiny, {"vocab_size": 257, "block_size": 64, **MODERN_PARTS})
-    parameters = dict(tree_flatten(make_random_model(config).parameters()))
-    folder = tmp_path / "random"
-    create_imported_run(ImportedModel(config.model, parameters, BPETokenizer([]), True), folder)
+    folder = create_random_run(tmp_path / "random", config, BPETokenizer([])).folder
     path = api.export_html(run=str(folder), output=tmp_path / "m.html").folder
     # The page itself may neither run other scripts nor send anything.
     page = re.sub(r"<meta http-equiv=[^>]*>", "", path.read_text(encoding="utf-8"))

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 import mlxgpt
 from mlxgpt import api
 from mlxgpt.config import Config, override_config
 from mlxgpt.convert import html
-from mlxgpt.convert.huggingface import ImportedModel
-from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
@@ -26,8 +23,8 @@ from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.loading import load_model
-from tests.browser.test_play import axe
-from tests.helpers.tiny_models import make_random_model
+from tests.helpers.play_page import axe
+from tests.helpers.tiny_models import create_random_run
 from tests.helpers.training_runs import MODERN_PARTS, train_fox_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
@@ -192,9 +189,7 @@ def test_a_conversation(browser: Any, tmp_path: Path, tiny: Config) -> None:
     tokenizer = add_special_tokens(BPETokenizer([]), (IM_START, IM_END))
     sizes = {"vocab_size": tokenizer.vocab_size, "block_size": 64}
     config = override_config(tiny, sizes)
-    parameters = dict(tree_flatten(make_random_model(config).parameters()))
-    model = ImportedModel(config.model, parameters, tokenizer, False, chat_template=CHATML)
-    create_imported_run(model, tmp_path / "chat")
+    create_random_run(tmp_path / "chat", config, tokenizer, CHATML)
     path = api.export_html(run=str(tmp_path / "chat"), output=tmp_path / "chat.html").folder
     page = FilePage(browser, path)
     page.page.fill("#max-tokens", "8")
@@ -213,10 +208,9 @@ def test_hostile_samples_and_tokens_run_nothing(browser: Any, tmp_path: Path, ti
     """In the run's name, its samples and its prompts."""
     folder = tmp_path / "a<img src=x onerror=alert(1)>"
     config = override_config(tiny, {"vocab_size": 257, "block_size": 32})
-    parameters = dict(tree_flatten(make_random_model(config).parameters()))
-    create_imported_run(ImportedModel(config.model, parameters, BPETokenizer([]), True), folder)
-    opened = runs.open_run(folder)
-    opened.add_sample(1, "</script><script>alert(1)</script>")
+    create_random_run(folder, config, BPETokenizer([])).add_sample(
+        1, "</script><script>alert(1)</script>"
+    )
     path = api.export_html(run=str(folder), output=tmp_path / "m.html", snapshots=1).folder
     page = FilePage(browser, path)
     page.generate("<script>alert(1)</script><img src=x onerror=alert(1)>", 1)

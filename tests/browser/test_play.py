@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxgpt.config import Config, override_config
-from mlxgpt.convert.huggingface import ImportedModel
-from mlxgpt.convert.importing import create_imported_run
-from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from tests.helpers.play_page import PlayPage, axe
 from tests.helpers.play_server import KEY, PlayServer, serve_run, serve_run_copy
-from tests.helpers.tiny_models import make_random_model
-from tests.helpers.training_runs import tune_on_pairs
-
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+from tests.helpers.tiny_models import create_random_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
 
@@ -35,58 +29,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[
 def bytes_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
     """Server of a byte-level model: it accepts any text; a character has up to four tokens."""
     folder = tmp_path_factory.mktemp("bytes") / "bytes"
-    config = override_config(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3}).model
-    model = make_random_model(
-        override_config(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3})
-    )
-    parameters = dict(tree_flatten(model.parameters()))
-    create_imported_run(ImportedModel(config, parameters, BPETokenizer([]), True), folder)
+    config = override_config(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3})
+    create_random_run(folder, config, BPETokenizer([]))
     with serve_run(folder) as server:
         yield server
-
-
-class PlayPage:
-    """Page of a server, with its console messages and requested URLs."""
-
-    def __init__(
-        self, browser: Any, server: PlayServer, width: int = 1280, scheme: str = "light"
-    ) -> None:
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
-        self.page = self.context.new_page()
-        self.console_messages: list[str] = []
-        self.requested_urls: list[str] = []
-        self.page.on("request", lambda request: self.requested_urls.append(request.url))
-        self.page.on("console", lambda message: self.console_messages.append(message.text))
-        self.page.on("pageerror", lambda error: self.console_messages.append(str(error)))
-        self.page.goto(f"{server.address}/#{KEY}")
-        self.page.wait_for_selector("body[data-ready]")
-
-    def generate(self, prompt: str, tokens: int = 30) -> str:
-        """Generate text from a prompt, wait until it is done, and return the text."""
-        self.page.fill("#prompt", prompt)
-        self.page.fill("#max-tokens", str(tokens))
-        self.page.click("#generate-button")
-        self.wait_until_done()
-        return self.text()
-
-    def wait_until_done(self) -> None:
-        self.page.wait_for_selector("#generate-status:has-text('seed')")
-        self.page.wait_for_selector("#stop-button:disabled")
-
-    def text(self) -> str:
-        return str(self.page.text_content("#generated-text"))
-
-    def open_tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
-
-    def error(self) -> str:
-        self.page.wait_for_selector("#error:not(:empty)")
-        return str(self.page.text_content("#error"))
-
-    def tokens(self) -> list[str]:
-        return list(self.page.locator("#generated-text .token").all_text_contents())
 
 
 @pytest.fixture
@@ -105,51 +51,6 @@ def test_tokens_within_a_ligature_have_a_width(play: PlayPage) -> None:
     )
     assert len(widths) == 37
     assert min(widths[:7]) > 0
-
-
-@pytest.fixture(scope="module")
-def tuned_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
-    """Server of a run tuned on preference pairs, next to the run it was initialized from."""
-    config = override_config(tiny, {"block_size": 64})
-    with serve_run(tune_on_pairs(tmp_path_factory.mktemp("tuned"), config).folder) as server:
-        yield server
-
-
-def test_comparison_with_the_reference(browser: Any, tuned_served: PlayServer) -> None:
-    """The same prompt and seed, and the probabilities of both models."""
-    play = PlayPage(browser, tuned_served)
-    page = play.page
-    assert not page.is_visible("#reference-text")
-    page.check("#compare")
-    play.generate("There were 3", 8)
-    texts = [play.text(), str(page.text_content("#reference-text"))]
-    seed = int(str(page.text_content("#generate-status")).rpartition("seed ")[2])
-    for text, reference in zip(texts, (False, True), strict=True):
-        _, *events, _ = tuned_served.post_stream(
-            "/api/generate", text="There were 3", seed=seed, max_tokens=8, reference=reference
-        )
-        # Tokens that complete no character are shown by their bytes, in < >, or as a dot.
-        shown = [
-            event["text"] or (event["label"] if event["label"].startswith("<") else "·")
-            for event in events
-        ]
-        expected = "".join(shown).replace("\n", "⏎\n")
-        assert text == f"{END_OF_TEXT}There were 3{expected}"
-    page.wait_for_selector("#reference-next-tokens li")
-    bars = [
-        page.locator(f"#{name} li").all_text_contents()
-        for name in ("next-tokens", "reference-next-tokens")
-    ]
-    assert len(bars[0]) == len(bars[1]) == 12
-    assert bars[0] != bars[1]
-    page.locator("#reference-text .token").last.hover()
-    assert "fox gave it a probability of" in page.text_content("#alternatives-hint")
-    assert page.locator("#alternatives button").count() == 0
-    assert axe.Axe().run(page).violations_count == 0
-    page.uncheck("#compare")
-    assert not page.is_visible("#reference-text")
-    assert play.console_messages == []
-    play.context.close()
 
 
 def test_a_run_without_a_reference_is_not_compared(play: PlayPage) -> None:

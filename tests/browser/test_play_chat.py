@@ -7,18 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxgpt.config import Config, override_config
-from mlxgpt.convert.huggingface import ImportedModel
-from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
 from mlxgpt.storage import run as runs
-from tests.browser.test_play import PlayPage, axe
+from mlxgpt.storage.checkpoint import MODEL_FILE
+from mlxgpt.utils import files
+from tests.helpers.play_page import PlayPage, axe
 from tests.helpers.play_server import PlayServer, serve_run
-from tests.helpers.tiny_models import make_random_model
+from tests.helpers.tiny_models import create_random_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from playwright and axe
 
@@ -30,11 +29,9 @@ def chat_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Itera
     tokenizer = add_special_tokens(BPETokenizer([]), (IM_START, IM_END))
     sizes = {"vocab_size": tokenizer.vocab_size, "block_size": 64}
     config = override_config(tiny, sizes)
-    parameters = dict(tree_flatten(make_random_model(config).parameters()))
-    model = ImportedModel(config.model, parameters, tokenizer, False, chat_template=CHATML)
-    create_imported_run(model, folder / "base")
-    base = runs.open_run(folder / "base")
-    origin = {"run": "base", "step": base.steps()[0], "sha256": "not compared"}
+    base = create_random_run(folder / "base", config, tokenizer, CHATML)
+    weights = base.checkpoint_path() / MODEL_FILE
+    origin = {"run": "base", "step": base.steps()[0], "sha256": files.sha256_file(weights)}
     run = replace(base, folder=folder / "chat", origin=origin)
     runs.create_run(run, CHATML)
     saved = base.load_first_valid([base.checkpoint_path()]).parameters

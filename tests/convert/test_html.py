@@ -16,15 +16,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 import mlxgpt
 from mlxgpt import api
 from mlxgpt.cli.main import main
 from mlxgpt.config import Config, override_config
 from mlxgpt.convert import html
-from mlxgpt.convert.huggingface import ImportedModel
-from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START, encode_chat, split_conversation
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.data.tokenizers.base import AddedToken, Tokenizer
@@ -37,7 +34,7 @@ from mlxgpt.storage import run as runs
 from mlxgpt.storage.loading import load_model
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import Capture
-from tests.helpers.tiny_models import make_random_model
+from tests.helpers.tiny_models import create_random_run
 from tests.helpers.training_runs import MODERN_PARTS, QWEN3_PARTS, train_fox_model
 
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
@@ -58,10 +55,7 @@ def make_run(
     """Create an imported run with random weights, and a few rows more than tokens."""
     sizes = {"vocab_size": tokenizer.vocab_size + 3, "block_size": 32, "n_embd": 32, "dropout": 0.0}
     config = override_config(tiny, {**sizes, **settings})
-    parameters = dict(tree_flatten(make_random_model(config).parameters()))
-    model = ImportedModel(config.model, parameters, tokenizer, True, chat_template=template)
-    create_imported_run(model, folder)
-    return runs.open_run(folder)
+    return create_random_run(folder, config, tokenizer, template)
 
 
 def run_in_node(page: Path, tasks: list[dict[str, Any]], folder: Path) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,31 @@ from mlxgpt.config import DataConfig
 from mlxgpt.data.chat_template import CHATML, IM_END, IM_START
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.example_array import ExampleArray, PairArray
+from mlxgpt.data.example_rows import read_examples
 from mlxgpt.data.examples import (
     ExampleFormat,
     encode_example,
-    find_first_example,
     prepare_examples,
-    read_examples,
-    uses_template,
 )
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.data.tokenizers.tokenizer_json import add_special_tokens
 from mlxgpt.utils.errors import UserError
+from tests.helpers.example_rows import (
+    ANSWER,
+    PAIR,
+    SECOND,
+    SECOND_USER,
+    TALK,
+    USER,
+    write_rows,
+)
 
 BYTES = BPETokenizer([])
 CHAT = add_special_tokens(BYTES, (IM_START, IM_END))
 STRINGS = ExampleFormat(None, template_strings=False, last_only=False, max_tokens=1000)
 MESSAGES = replace(STRINGS, template=CHATML)
-USER, SECOND_USER = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
-ANSWER, SECOND = {"role": "assistant", "content": "Yo"}, {"role": "assistant", "content": "No"}
-TALK = {"messages": [USER, ANSWER, SECOND_USER, SECOND]}
-
-
-def write_rows(path: Path, *rows: Any) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def mark_trained(
@@ -132,56 +130,6 @@ def test_invalid_rows_are_refused_with_their_line(row: Any, problem: str, tmp_pa
     assert "line 2" in caught.value.problem
 
 
-def test_the_format_is_recognized_by_the_keys(tmp_path: Path) -> None:
-    def find(row: Any, **settings: Any) -> bool | None:
-        source = write_rows(tmp_path / "rows.jsonl", row)
-        data = DataConfig(source=(source,), **settings)
-        example = find_first_example(data)
-        return None if example is None else uses_template(example, data)
-
-    strings = {"prompt": "a", "completion": "b"}
-    assert find({"text": "a"}) is None
-    assert find("a") is None
-    assert find(TALK) is True
-    assert find({"prompt": [USER], "completion": [ANSWER]}) is True
-    assert find(strings) is False
-    assert find(strings, template=True) is True
-    assert find_first_example(DataConfig(source=("shakespeare",))) is None
-
-
-def test_parquet_rows_as_on_the_hub(tmp_path: Path) -> None:
-    """HuggingFaceH4/ultrachat_200k has `prompt`, `prompt_id` and `messages`; in
-    trl-internal-testing/harmony, messages without `thinking` have it as null. A null content, as
-    of a message that only calls tools, is refused with its row.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    def write(*answers: dict[str, str | None]) -> str:
-        rows = [
-            {
-                "prompt": "Hi",
-                "prompt_id": "f0e37e9f",
-                "messages": [{"content": "Hi", "role": "user"}, {"role": "assistant", **answer}],
-            }
-            for answer in answers
-        ]
-        path = tmp_path / "train_sft-00000-of-00001.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        return str(path)
-
-    with_thinking: dict[str, str | None] = {"content": "Yo", "thinking": "A greeting."}
-    first, second = read_examples([write({"content": "Yo", "thinking": None}, with_thinking)])
-    (expected,) = read_examples([write_rows(tmp_path / "rows.jsonl", {"messages": [USER, ANSWER]})])
-    assert first.key == expected.key
-    assert second.messages[1]["thinking"] == "A greeting."
-    with pytest.raises(UserError, match="row 2: messages is not a list of messages"):
-        list(read_examples([write({"content": "Yo"}, {"content": None})]))
-
-
-PAIR = {"prompt": [USER], "chosen": [ANSWER], "rejected": [SECOND]}
-
-
 def encode_pair(row: Any, tmp_path: Path) -> list[tuple[list[int], list[bool]]]:
     (parsed,) = read_examples([write_rows(tmp_path / "rows.jsonl", row)])
     assert parsed.is_pair
@@ -206,34 +154,6 @@ def test_both_answers_of_a_pair_are_examples_after_the_same_prompt(tmp_path: Pat
     assert encode_pair(PAIR, tmp_path) == [(i.tolist(), t.tolist()) for i, t in expected_pair]
 
 
-@pytest.mark.parametrize("prompt", [{}, {"prompt": "Hi"}], ids=["trl-lib", "HuggingFaceH4"])
-def test_pairs_as_on_the_hub(prompt: dict[str, str], tmp_path: Path) -> None:
-    """HuggingFaceH4/ultrafeedback_binarized has the prompt as a string and in both conversations,
-    and `messages`, which are those of `chosen`; trl-lib/ultrafeedback_binarized has no `prompt`.
-    """
-    row = {"chosen": [USER, ANSWER], "rejected": [USER, SECOND], "score_chosen": 8.0, **prompt}
-    assert encode_pair({**row, "messages": row["chosen"]}, tmp_path) == encode_pair(PAIR, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same chosen and rejected answer"),
-        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "chosen is not a list of messag"),
-        ({"chosen": "b", "rejected": "c"}, "has no 'prompt'"),
-        ({"prompt": "a", "chosen": "b", "rejected": [ANSWER]}, "prompt and rejected is text"),
-        ({"prompt": [USER], "chosen": "b", "rejected": "c"}, "prompt and chosen is text"),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "prompt and rejected is text"),
-        ({"prompt": "a", "completion": "b"}, "only one of .*line 1 and .*line 2 is a pair"),
-    ],
-)
-def test_invalid_pairs_are_refused_with_their_line(row: Any, problem: str, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", PAIR, row)
-    with pytest.raises(UserError, match=problem) as caught:
-        list(read_examples([path]))
-    assert "line 2" in caught.value.problem
-
-
 def test_a_folder_of_pairs_keeps_answers_together(tmp_path: Path) -> None:
     rows = [{"prompt": f"{n}", "chosen": " yes", "rejected": " no"} for n in range(20)]
     train, val, meta = prepare(tmp_path, *rows)
@@ -248,29 +168,6 @@ def test_a_folder_of_pairs_keeps_answers_together(tmp_path: Path) -> None:
     rows[3] |= {"chosen": " yes, or so", "rejected": " yes, or not"}
     with pytest.raises(UserError, match="line 4 has the same chosen and rejected answer within 8"):
         prepare(tmp_path, *rows, max_tokens=9)
-
-
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_other_tables_have_the_same_examples(suffix: str, tmp_path: Path) -> None:
-    rows = [TALK, {"messages": [USER, ANSWER]}]
-    path = tmp_path / f"rows{suffix}"
-    if suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    expected = read_examples([write_rows(tmp_path / "rows.jsonl", *rows)])
-    examples = list(read_examples([str(path)]))
-    assert [row.key for row in examples] == [row.key for row in expected]
-    assert "2" in examples[1].location
-
-
-def test_text_files_among_examples_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match=r"a.txt cannot contain prompts and answers"):
-        list(read_examples([write_rows(tmp_path / "rows.jsonl", TALK), str(tmp_path / "a.txt")]))
 
 
 def prepare(tmp_path: Path, *rows: Any, **changes: Any) -> tuple[ExampleArray, ExampleArray, Any]:

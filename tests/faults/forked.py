@@ -144,7 +144,7 @@ def _serve() -> None:
     from mlxgpt.backend import device
     from mlxgpt.backend.cpu import jit
     from mlxgpt.cli import main as cli
-    from mlxgpt.cli import parser, progress
+    from mlxgpt.cli import parser, training_display
     from mlxgpt.convert import exporting, importing
     from mlxgpt.data import prepare_job, tokenize
     from mlxgpt.html_report import run_page as pages
@@ -154,7 +154,7 @@ def _serve() -> None:
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    assert all((api, parser, progress, matplotlib, exporting, importing, pages, loop))
+    assert all((api, parser, training_display, matplotlib, exporting, importing, pages, loop))
     # Small chunks, so that there is progress to resume from even for a small text.
     tokenize.CHUNK_CHARS, prepare_job.SAVE_EVERY_CHUNKS = 1 << 12, 2
     if gxx := jit.find_gxx():  # tested once instead of in each child

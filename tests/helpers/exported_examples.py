@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,25 @@ from typing import Any
 
 from mlxgpt import api
 from mlxgpt.config import DataConfig, override_config
-from mlxgpt.data.examples import encode_example, read_examples
+from mlxgpt.data.example_rows import read_examples
+from mlxgpt.data.examples import encode_example
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.training.finetune import load_init_weights
+from tests.helpers.example_rows import write_rows
+
+# As in TRL with a constant rate and no weight decay.
+LEARNING_RATE = 1e-3
+SETTINGS = {
+    "learning_rate": LEARNING_RATE,
+    "min_lr_ratio": 1.0,
+    "warmup_steps": 0,
+    "beta2": 0.999,
+    "weight_decay": 0.0,
+    "grad_clip": 1.0,
+    "dtype": "float32",
+}
 
 
 class ExportedExamples:
@@ -36,8 +49,7 @@ class ExportedExamples:
     ) -> None:
         import transformers
 
-        source = str(folder / "rows.jsonl")
-        Path(source).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = write_rows(folder / "rows.jsonl", *rows)
         config = override_config(base.config, settings)
         config = replace(config, data=DataConfig(source=(source,)))
         config, weights = load_init_weights(base, config, {"dropout": 0.0})

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
 from mlxgpt.config import Config
+from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.convert.importing import create_imported_run
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
+from mlxgpt.storage.run import Run
 
 
 def make_random_model(config: Config) -> GPT:
@@ -19,3 +26,12 @@ def make_random_model(config: Config) -> GPT:
         )
     )
     return model
+
+
+def create_random_run(
+    folder: Path, config: Config, tokenizer: Tokenizer, template: str | None = None
+) -> Run:
+    """Create an imported run of a random model with a tokenizer, and maybe a chat template."""
+    parameters = flatten_params(make_random_model(config).parameters())
+    model = ImportedModel(config.model, parameters, tokenizer, True, chat_template=template)
+    return create_imported_run(model, folder)

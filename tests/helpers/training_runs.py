@@ -21,6 +21,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
+from tests.helpers.example_rows import write_rows
 from tests.helpers.log_lines import capture_log_lines
 
 # The modern recipe's, in Qwen3's layout without biases.
@@ -133,18 +134,13 @@ def copy_fox_run(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return runs.open_run(Path("runs/fox"))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as JSON Lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def tune_on_pairs(folder: Path, config: Config) -> runs.Run:
     """Train the run `fox` in FOLDER/runs, and tune it on preference pairs: the run `tuned`."""
     train_fox_model(folder, config, stories=80)
     pairs = [
         {"prompt": f"There were {n}", "chosen": " foxes.", "rejected": " dogs!"} for n in range(20)
     ]
-    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "pairs.jsonl", *pairs)
     summary = api.train(
         init_from="fox",
         source=folder / "pairs.jsonl",

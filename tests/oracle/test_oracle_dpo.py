@@ -10,15 +10,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, override_config
+from mlxgpt.config import override_config
 from mlxgpt.data.example_array import PairArray, pack_examples
 from mlxgpt.data.token_array import Batch
 from mlxgpt.evaluation.preferences import compute_logprobs
 from mlxgpt.model.lora import add_lora
 from mlxgpt.storage import run as runs
 from mlxgpt.training.step import TrainStep
-from tests.helpers.exported_examples import ExportedExamples, torch_gradients
-from tests.helpers.training_runs import train_fox_model
+from tests.helpers.exported_examples import (
+    LEARNING_RATE,
+    SETTINGS,
+    ExportedExamples,
+    torch_gradients,
+)
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -30,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:Futur
 
 TEXTS = [
     ("There were", " two foxes.", " dogs"),
-    ("There were so many of them that", " everyone ran.", " nobody saw a fox, or a dog, or a cat."),
+    ("There were so many foxes that", " the dog ran.", " the dog saw a fox, or a dog, or a cat."),
     ("Who", " is there?", "?"),
     ("The quick brown fox jumps over the", " lazy dog", " moon and over the sun."),
 ]
@@ -45,26 +49,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for prompt, chosen, rejected in TEXTS
     ],
 }
-BETA, LEARNING_RATE = 0.3, 1e-3
-SETTINGS = {
-    "beta": BETA,
-    "learning_rate": LEARNING_RATE,
-    "min_lr_ratio": 1.0,
-    "warmup_steps": 0,
-    "beta2": 0.999,
-    "weight_decay": 0.0,
-    "grad_clip": 1.0,
-    "batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> runs.Run:
-    """A small trained GPT-2 with a byte-level BPE."""
-    config = override_config(tiny, {"block_size": 128, "tied": True})
-    return train_fox_model(tmp_path_factory.mktemp("base"), config, stories=80)
+BETA = 0.3
+RUN_SETTINGS = {**SETTINGS, "beta": BETA, "batch_size": 4, "gradient_accumulation_steps": 1}
 
 
 class Sides:
@@ -72,8 +58,8 @@ class Sides:
     those of the reference, for which the rewards would be 0.
     """
 
-    def __init__(self, base: runs.Run, kind: str, folder: Path) -> None:
-        exported = ExportedExamples(base, ROWS[kind], SETTINGS, folder)
+    def __init__(self, bpe_run: runs.Run, kind: str, folder: Path) -> None:
+        exported = ExportedExamples(bpe_run, ROWS[kind], RUN_SETTINGS, folder)
         self.config, self.model = exported.config, exported.model
         self.torch_model = exported.torch_model
         pairs = PairArray(pack_examples(exported.examples), self.config.model.vocab_size)
@@ -118,8 +104,8 @@ class Sides:
 
 
 @pytest.fixture(params=ROWS)
-def sides(request: pytest.FixtureRequest, base: runs.Run, tmp_path: Path) -> Sides:
-    return Sides(base, request.param, tmp_path)
+def sides(request: pytest.FixtureRequest, bpe_run: runs.Run, tmp_path: Path) -> Sides:
+    return Sides(bpe_run, request.param, tmp_path)
 
 
 def test_answers_have_the_same_ids_and_masks(sides: Sides) -> None:

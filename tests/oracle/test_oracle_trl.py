@@ -9,14 +9,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, override_config
 from mlxgpt.data.chat_template import CHATML
 from mlxgpt.data.example_array import ExampleArray, pack_examples
 from mlxgpt.data.token_array import Batch
 from mlxgpt.storage import run as runs
 from mlxgpt.training.step import TrainStep
-from tests.helpers.exported_examples import ExportedExamples, torch_gradients
-from tests.helpers.training_runs import train_fox_model
+from tests.helpers.exported_examples import (
+    LEARNING_RATE,
+    SETTINGS,
+    ExportedExamples,
+    torch_gradients,
+)
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -44,25 +47,7 @@ CHATML_WITH_TAGS = (
     "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-LEARNING_RATE = 1e-3
-SETTINGS = {
-    "learning_rate": LEARNING_RATE,
-    "min_lr_ratio": 1.0,
-    "warmup_steps": 0,
-    "beta2": 0.999,
-    "weight_decay": 0.0,
-    "grad_clip": 1.0,
-    "batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> runs.Run:
-    """A small trained GPT-2 with a byte-level BPE."""
-    config = override_config(tiny, {"block_size": 128, "tied": True})
-    return train_fox_model(tmp_path_factory.mktemp("base"), config, stories=80)
+RUN_SETTINGS = {**SETTINGS, "batch_size": 2, "gradient_accumulation_steps": 2}
 
 
 @pytest.fixture(params=ROWS)
@@ -73,9 +58,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 class Sides:
     """Both sides of the comparison, with the same weights, examples and settings."""
 
-    def __init__(self, base: runs.Run, kind: str, folder: Path) -> None:
+    def __init__(self, bpe_run: runs.Run, kind: str, folder: Path) -> None:
         rows = ROWS[kind]
-        exported = ExportedExamples(base, rows, SETTINGS, folder)
+        exported = ExportedExamples(bpe_run, rows, RUN_SETTINGS, folder)
         self.config, self.examples, self.model = exported.config, exported.examples, exported.model
         self.torch_model, tokenizer = exported.torch_model, exported.tokenizer
         if kind == "messages":
@@ -110,8 +95,8 @@ class Sides:
 
 
 @pytest.fixture
-def sides(base: runs.Run, kind: str, tmp_path: Path) -> Sides:
-    return Sides(base, kind, tmp_path)
+def sides(bpe_run: runs.Run, kind: str, tmp_path: Path) -> Sides:
+    return Sides(bpe_run, kind, tmp_path)
 
 
 def test_examples_have_the_same_ids_and_masks(sides: Sides) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlxgpt.playground import models
 from mlxgpt.playground.models import ModelCache
+from mlxgpt.storage import run as runs
+from mlxgpt.storage.checkpoint import MODEL_FILE
+from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
@@ -87,3 +91,39 @@ def test_traces_are_cached(folder: Path) -> None:
     assert cache.get_trace(model, [1, 2, 3], frozenset()) is trace
     assert cache.get_trace(model, ids, frozenset({(0, 0)})) is not trace
     assert cache.get_trace(cache.get_model(8), ids, frozenset()) is not trace
+
+
+@pytest.fixture
+def tuned(folder: Path) -> Path:
+    """A run that was initialized from the last checkpoint of the run in `folder`."""
+    parent = runs.open_run(folder)
+    sha256 = files.sha256_file(parent.checkpoint_path("12") / MODEL_FILE)
+    origin = {"run": parent.name, "step": 12, "sha256": sha256}
+    tuned = replace(parent, folder=folder.with_name("tuned"), origin=origin)
+    runs.create_run(tuned)
+    shutil.copytree(parent.checkpoints, tuned.checkpoints, dirs_exist_ok=True)
+    return tuned.folder
+
+
+def test_a_reference_is_found_without_loading_it(folder: Path, tuned: Path) -> None:
+    cache = ModelCache(tuned)
+    assert cache.get_reference() is cache.get_reference()
+    assert cache.get_reference().run.name == "mine"
+    cache = ModelCache(tuned)
+    (folder / "checkpoints" / "step-0000012" / MODEL_FILE).write_bytes(b"damaged")
+    reference = cache.find_reference()
+    assert reference
+    assert reference.name == "mine"
+    with pytest.raises(UserError, match="mine is no longer the model that tuned was"):
+        cache.get_reference()
+
+
+@pytest.mark.parametrize("missing", ["config.toml", "checkpoints/step-0000012", "run.json"])
+def test_a_reference_that_is_not_there_is_none(folder: Path, tuned: Path, missing: str) -> None:
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    cache = ModelCache(tuned)
+    assert cache.find_reference() is None
+    with pytest.raises(UserError, match="is not in the same folder"):
+        cache.get_reference()
+    assert cache.get_model().step == 12

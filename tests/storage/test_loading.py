@@ -20,13 +20,13 @@ from mlxgpt.storage import run as runs
 from mlxgpt.storage.loading import load_base_model, load_model
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.utils.errors import UserError
+from tests.helpers.example_rows import write_rows
 from tests.helpers.training_runs import (
     MODERN_PARTS,
     copy_fox_run,
     final_state,
     metrics,
     train_fox_model,
-    write_rows,
 )
 
 TALKS = [
@@ -46,7 +46,7 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
     folder = tmp_path_factory.mktemp("lora")
     shape = {"block_size": 64, "n_embd": 32, "dropout": 0.0, **MODERN_PARTS}
     train_fox_model(folder, override_config(tiny, shape), stories=400)
-    write_rows(folder / "talk.jsonl", TALKS)
+    write_rows(folder / "talk.jsonl", *TALKS)
     return folder
 
 

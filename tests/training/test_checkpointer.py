@@ -14,7 +14,7 @@ import pytest
 from rich.filesize import decimal
 
 from mlxgpt import api
-from mlxgpt.cli import progress
+from mlxgpt.cli.training_display import TrainingDisplay
 from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
@@ -207,7 +207,7 @@ def test_saving_is_reported_with_size_and_time(
     train("a", recorder)
     arrays = final_state("a").values()
     assert recorder.sizes == [(step, sum(array.nbytes for array in arrays)) for step in (4, 8, 12)]
-    train("b", progress.TrainingDisplay())
+    train("b", TrainingDisplay())
     assert f"{decimal(recorder.sizes[0][1])} in 0." in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.patience import is_out_of_patience
 from mlxgpt.utils.errors import UserError
+from tests.helpers.example_rows import write_rows
 from tests.helpers.training_runs import (
     MODERN_PARTS,
     Recorder,
@@ -27,7 +28,6 @@ from tests.helpers.training_runs import (
     final_state,
     metrics,
     train_fox_model,
-    write_rows,
 )
 
 BLOCK_SIZE = 64
@@ -51,8 +51,8 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
     folder = tmp_path_factory.mktemp("finetune")
     config = override_config(tiny, {"block_size": BLOCK_SIZE, **MODERN_PARTS})
     train_fox_model(folder, config, stories=400)
-    write_rows(folder / "talk.jsonl", TALKS)
-    write_rows(folder / "strings.jsonl", STRINGS)
+    write_rows(folder / "talk.jsonl", *TALKS)
+    write_rows(folder / "strings.jsonl", *STRINGS)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_a_resumed_run_on_examples_has_the_same_bits(base: runs.Run) -> None:
 def test_a_run_ends_when_the_validation_loss_no_longer_improves(base: runs.Run) -> None:
     """And is finished: the same command does not train it further; more patience does."""
     other_answers = [row | {"completion": " zzz!"} for row in STRINGS]
-    write_rows(Path("val.jsonl"), other_answers)
+    write_rows(Path("val.jsonl"), *other_answers)
     settings = {"val_source": ["val.jsonl"], "max_steps": 60}
     summary = tune("strings.jsonl", patience=2, **settings)
     losses = [r["val_loss"] for r in runs.open_run(summary.run).metrics() if "val_loss" in r]
@@ -212,7 +212,7 @@ def test_patience(
 def test_conversations_need_roles(tiny: Config, tmp_path: Path) -> None:
     """A character model has no tokens for them."""
     (tmp_path / "abc.txt").write_text(END_OF_TEXT.join(f"abc {n}." for n in range(300)))
-    write_rows(tmp_path / "talk.jsonl", TALKS)
+    write_rows(tmp_path / "talk.jsonl", *TALKS)
     folders = {"runs_dir": tmp_path / "runs", "data_dir": tmp_path / "data"}
     api.train(config=tiny, source=tmp_path / "abc.txt", run="base", **folders)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="one token per character, and none for roles"):

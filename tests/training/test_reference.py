@@ -23,13 +23,13 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.finetune import load_init_weights
 from mlxgpt.training.reference import add_reference
 from mlxgpt.utils.errors import UserError
+from tests.helpers.example_rows import write_rows
 from tests.helpers.training_runs import (
     Recorder,
     copy_fox_run,
     final_state,
     metrics,
     train_fox_model,
-    write_rows,
 )
 
 PAIRS = [
@@ -50,8 +50,8 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path
     """A folder with a small run, its data, and files of pairs."""
     folder = tmp_path_factory.mktemp("dpo")
     train_fox_model(folder, override_config(tiny, {"block_size": 64, "dropout": 0.0}), stories=400)
-    write_rows(folder / "pairs.jsonl", PAIRS)
-    write_rows(folder / "chats.jsonl", CHATS)
+    write_rows(folder / "pairs.jsonl", *PAIRS)
+    write_rows(folder / "chats.jsonl", *CHATS)
     return folder
 
 
@@ -161,7 +161,7 @@ def test_a_zero_gradient_is_reported(base: runs.Run, caplog: pytest.LogCaptureFi
 
 
 def test_beta_needs_pairs_and_a_model(base: runs.Run, tiny: Config) -> None:
-    write_rows(Path("talk.jsonl"), [{"prompt": "a", "completion": f"b{n}"} for n in range(9)])
+    write_rows(Path("talk.jsonl"), *[{"prompt": "a", "completion": f"b{n}"} for n in range(9)])
     with pytest.raises(UserError, match=r"--beta is for DPO, and talk.jsonl has no"):
         tune("talk.jsonl", beta=0.1)
     with pytest.raises(UserError, match="starts from a trained model, and there is none"):

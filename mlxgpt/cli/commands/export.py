@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="html|hf|mlx-lm|gguf|peft",
-        help="html: one file that runs in any browser; hf: transformers and mlx-lm; mlx-lm: can be "
+        help="html: one file that runs in a browser; hf: transformers and mlx-lm; mlx-lm: can be "
         "quantized; gguf: llama.cpp; peft: with --adapters (required)",
     )
     parser.add_argument(

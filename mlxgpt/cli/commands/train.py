@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: dict[str, Any], command_line: list[str]) -> int:
     from mlxgpt import api
-    from mlxgpt.cli.progress import TrainingDisplay
+    from mlxgpt.cli.training_display import TrainingDisplay
 
     as_json = args.pop("json", False)
     with closing(TrainingDisplay()) as display:
