@@ -9,14 +9,17 @@
 #   make torture PART=2/40        the second of 40 parts of them
 #   make check                    format, lint, types
 #   make report-machine           tests and measurements of your machine in one file: 20 minutes
+#   make tier2-report             Tier 2 in full: training, quality and samples in one file: hours
+#   make tier2-report RECIPE=modern     the same with another recipe
 
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE :=
 ARGS :=
 PART := 1/1
+RECIPE := classic
 
-.PHONY: train test torture check report-machine venv dev clean
+.PHONY: train test torture check report-machine tier2-report venv dev clean
 
 train: venv
 	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
@@ -37,6 +40,14 @@ check: dev
 
 report-machine: dev
 	@$(BIN)/python benchmarks/machine_report.py $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+
+# The same command resumes. `report` needs matplotlib, which the dev extra contains.
+TIER2_RUN := tier2-$(RECIPE)-report
+tier2-report: dev
+	@$(BIN)/mlxgpt train --tier 2 --recipe $(RECIPE) --run $(TIER2_RUN) \
+		$(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+	@$(BIN)/mlxgpt eval --run $(TIER2_RUN) --quality
+	@$(BIN)/mlxgpt report $(TIER2_RUN) --output $(TIER2_RUN).html
 
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -151,6 +151,21 @@ def test_report_machine_installs_the_dev_extra_and_passes_its_arguments(machine:
     assert (machine / "reported").read_text().strip() == "benchmarks/machine_report.py"
 
 
+def test_tier2_report_trains_judges_and_writes_one_page(machine: Path) -> None:
+    write_script(machine, "python3", PYTHON.format(unsuitable=0))
+    write_script(machine, "mlxgpt", '#!/bin/sh\necho "$*" >> commands\n')
+    assert run_make(machine, "dev").returncode == 0
+    (machine / ".venv" / "bin" / "mlxgpt").symlink_to(machine / "bin" / "mlxgpt")
+    result = run_make(machine, "tier2-report", "RECIPE=modern", "SOURCE=my text.txt")
+    assert result.returncode == 0, result.stderr
+    run = "tier2-modern-report"
+    assert (machine / "commands").read_text().splitlines() == [
+        f"train --tier 2 --recipe modern --run {run} --source my text.txt",
+        f"eval --run {run} --quality",
+        f"report {run} --output {run}.html",
+    ]
+
+
 @pytest.mark.parametrize(
     ("version", "platform", "chip", "suitable"),
     [
