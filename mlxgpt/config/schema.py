@@ -73,13 +73,20 @@ class ModelConfig:
         "attention reads a gated share of the previous token's vector, and half of each key is the "
         "previous token's",
     )
+    induction_head: bool = config_field(
+        False,
+        "start with an induction head in the first two blocks, if there are two heads and rotary "
+        "positions",
+    )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the settings that, with the weights, determine the logits. Default values are
         omitted, so that adding a setting does not change it.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
+        training_only = ("dropout", "induction_head")
+        names = [f.name for f in fields(self) if f.name not in training_only]
+        values = {name: getattr(self, name) for name in names}
         values = {
             name: value for name, value in values.items() if value != getattr(type(self), name)
         }

@@ -22,8 +22,8 @@ from mlxgpt.convert import qwen3
 from mlxgpt.convert.huggingface import LM_HEAD
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.model.gpt import ROPE_BASE
 from mlxgpt.model.parameters import VOCAB_MATRICES
+from mlxgpt.model.rope import ROPE_BASE
 from mlxgpt.model.stats import mlp_width
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError

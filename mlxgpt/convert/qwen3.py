@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlxgpt.backend.ops import NORM_EPS, rms_norm
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert.huggingface import LM_HEAD
-from mlxgpt.model.gpt import ROPE_BASE
+from mlxgpt.model.rope import ROPE_BASE
 from mlxgpt.model.stats import mlp_width
 
 # Values in ModelConfig that Qwen3's layout requires.

@@ -17,6 +17,7 @@ from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.init_weights import init_parameters
 from mlxgpt.model.kv_cache import KVCache, shift_right
+from mlxgpt.model.rope import apply_rope
 from mlxgpt.model.stats import (
     SMEAR_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -148,19 +149,6 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))  # [B, T, C]
 
 
-ROPE_BASE = 10_000.0  # base of the rotation frequencies, as in the paper
-
-
-def apply_rope(x: mx.array, position: mx.array | int | None) -> mx.array:
-    """Rotary position embedding (RoPE, Su et al., 2021) of queries or keys x [B, H, T, D], which
-    start at `position` (default: 0). Dimension i is rotated together with dimension i + D/2.
-    """
-    if isinstance(position, mx.array) and position.size == 1:
-        position = position.reshape(())  # with shape [1], GPU kernels would read B values
-    offset = 0 if position is None else position
-    return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROPE_BASE, scale=1.0, offset=offset)
-
-
 class MLP(nn.Module):
     """Two linear layers around a GELU or a squared ReLU (So et al., 2021) of width 4·C, or around
     SwiGLU (Shazeer, 2020) with about as many parameters.
@@ -249,7 +237,7 @@ class GPT(nn.Module):
         if not config.tied:
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._gradient_checkpointing = gradient_checkpointing
-        self.update(init_parameters(self, seed, config.n_layer))
+        self.update(init_parameters(self, config, seed))
 
     def __call__(
         self,

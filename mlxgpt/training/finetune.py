@@ -46,6 +46,7 @@ ARCHITECTURE_FIELDS = (
     "value_gate",
     "smear",
     "token_shift",
+    "induction_head",
 )
 
 

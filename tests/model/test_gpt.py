@@ -11,10 +11,11 @@ from mlx.utils import tree_map
 from mlxgpt.backend import ops
 from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.data.token_array import Batch
-from mlxgpt.model.gpt import GPT, MLP, apply_rope
+from mlxgpt.model.gpt import GPT, MLP
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
+from mlxgpt.model.rope import apply_rope
 from mlxgpt.model.stats import count_parameters, flops_per_token, mlp_width
 from mlxgpt.training.step import TrainStep
 from tests.oracle import reference
