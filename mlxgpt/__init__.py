@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         prepare,
         report,
         runs,
+        scale,
         stream,
         train,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "prepare",
     "report",
     "runs",
+    "scale",
     "stream",
     "train",
 ]

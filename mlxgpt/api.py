@@ -11,6 +11,7 @@ from mlxgpt.convert.importing import import_model
 from mlxgpt.data.prepare import prepare
 from mlxgpt.evaluation.evaluate import appraise, evaluate, hellaswag
 from mlxgpt.experiments.compare import compare
+from mlxgpt.experiments.scaling import scale
 from mlxgpt.html_report.report import report
 from mlxgpt.loaded_model import LoadedModel, generate, load, stream
 from mlxgpt.playground.play import play
@@ -44,6 +45,7 @@ __all__ = [
     "prepare",
     "report",
     "runs",
+    "scale",
     "stream",
     "train",
 ]

@@ -82,7 +82,7 @@ MODULES = {
     "mlxgpt.rivals": "benchmarks.baselines",
     "mlxgpt.seeds": "mlxgpt.utils.seeds",
     "mlxgpt.settings": "mlxgpt.config.fields",
-    "mlxgpt.standings": "mlxgpt.cli.compare_view",
+    "mlxgpt.standings": "mlxgpt.cli.study_view",
     "mlxgpt.streams": "mlxgpt.cli.streams",
     "mlxgpt.study": "mlxgpt.experiments",
 }

@@ -221,6 +221,7 @@ SUGGESTIONS: dict[str, dict[str, Suggestion]] = {
     },
     "train": _TRAINING,
     "compare": _TRAINING,
+    "scale": _TRAINING,
     "check": _TRAINING,
     "info": {**_TRAINING, **_MODEL},
     "generate": {

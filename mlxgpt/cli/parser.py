@@ -22,6 +22,7 @@ from mlxgpt.cli.commands import (
     prepare,
     report,
     runs,
+    scale,
     train,
 )
 from mlxgpt.cli.config_flags import HelpFormatter
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": prepare,
     "train": train,
     "compare": compare,
+    "scale": scale,
     "import": import_model,
     "export": export,
     "generate": generate,

@@ -67,7 +67,7 @@ def compare(
         raise UserError("compare trains from scratch, without LoRA", "omit --lora-rank.")
     seeds = _resolve_seeds(seeds, until_decided, min_effect)
     request = CompareRequest(
-        name=_check_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
+        name=check_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
         budget_text=budget,
         budget=parsed_budget,
         seeds=seeds,
@@ -100,7 +100,7 @@ def _resolve_seeds(seeds: int | None, until_decided: bool, min_effect: float | N
     return seeds
 
 
-def _check_folder_name(name: str) -> str:
+def check_folder_name(name: str) -> str:
     """Return `name`; raises UserError if it is not valid for a folder in runs/compare."""
     if name != Path(name).name or name in ("", ".", "..", RUNS_FOLDER) or not name.isprintable():
         raise UserError(f"--name {name} is not a valid folder name", "choose another --name.")

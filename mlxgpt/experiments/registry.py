@@ -1,5 +1,6 @@
 """The folder `runs/compare`: runs of all variants, and the registry and result of each comparison.
 
+laws/KEY.json        scaling laws, by text and architecture
 trainings/KEY/       one run each. The key is a hash of everything that affects its weights: config,
                      seed and data. Comparisons share these runs, so none is trained twice
 NAME/ledger.json     registry of a comparison: its plan, and how often results were checked
@@ -25,10 +26,11 @@ RUNS_FOLDER = "trainings"  # in runs/compare, with a folder for each run
 
 @dataclass
 class Registry:
-    """Registry of one comparison.
+    """Registry of one comparison or scaling study.
 
     Attributes:
-        plan: number of steps by variant key and budget, for time budgets only.
+        plan: number of steps by variant key and budget, for time budgets only; of a scaling study,
+            its first size and its longest runs.
         looks: number of seeds each time results were shown.
         final_looks: how often the validation split was evaluated.
         diverged: keys of the runs that diverged.

@@ -5,7 +5,6 @@ Progress is reported to callbacks and the log. Existing runs are reused.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 from collections.abc import Sequence
@@ -15,40 +14,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlxgpt.backend import device
-from mlxgpt.config import Config, override_config, weight_affecting_fields
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.distributed.group import LOCAL_GROUP
 from mlxgpt.evaluation.loss import evaluate_run
 from mlxgpt.experiments import sequential, verdict
 from mlxgpt.experiments.budget import Budget
-from mlxgpt.experiments.curves import build_learning_curve
 from mlxgpt.experiments.planning import EstimateCache, plan_variants
-from mlxgpt.experiments.registry import RUNS_FOLDER, open_registry, training_key
+from mlxgpt.experiments.registry import RUNS_FOLDER, open_registry
 from mlxgpt.experiments.results import ComparisonRecord, RunResult, VariantResult
 from mlxgpt.experiments.statistics import ALPHA
+from mlxgpt.experiments.training_runs import StudyCallback, TrainingRuns
 from mlxgpt.experiments.variants import Variant, check_same_text, weight_affecting_diff
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage import loading
-from mlxgpt.storage.run import Run, open_run
-from mlxgpt.training.callbacks import Callback, CallbackList
-from mlxgpt.training.job import TrainJob
-from mlxgpt.training.loop import DivergedError, run_training_loop
-from mlxgpt.training.resume import find_resumable_run, is_finished
-from mlxgpt.training.retries import retry_on_gpu_failure
+from mlxgpt.storage.run import open_run
+from mlxgpt.training.callbacks import CallbackList
 from mlxgpt.utils import files
-from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-class CompareCallback(Callback):
+class CompareCallback(StudyCallback):
     """Receives the events of a comparison and of each of its runs."""
-
-    def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
-        """A run of a variant starts or resumes; `done` of about `total` runs are finished."""
 
     def on_variant_end(self, record: ComparisonRecord) -> None:
         """A run ended, and the verdicts were updated."""
@@ -104,11 +91,10 @@ class _Comparison:
         callbacks: Sequence[CompareCallback],
     ) -> None:
         self._request, self._folder, self._callbacks = request, folder, callbacks
-        self._callback = CallbackList(callbacks)
         self._registry = open_registry(folder / request.name)
-        self._estimates = EstimateCache(folder, self._callback)
-        self._logged_reuse = False
-        self._variants = plan_variants(variants, request.budget, self._registry, self._estimates)
+        estimates = EstimateCache(folder, CallbackList(callbacks))
+        self._training_runs = TrainingRuns(folder, self._registry, estimates, callbacks)
+        self._variants = plan_variants(variants, request.budget, self._registry, estimates)
         self._alpha = ALPHA
         if request.until_decided:
             self._alpha = sequential.per_look_alpha(max(1, len(variants) - 1), request.seeds)
@@ -136,7 +122,7 @@ class _Comparison:
             "held back",
             self._alpha,
             self._request.until_decided,
-            f"{device.device_name()}, {device.device_type()}, mlx {version('mlx')}",
+            format_machine(),
             results,
             looks=self._registry.looks,
             final_looks=self._registry.final_looks,
@@ -170,7 +156,9 @@ class _Comparison:
                 return  # all are decided
             # Alternate the order, so that a slowdown of the machine affects all variants equally.
             for variant, result in active if seed_index % 2 == 0 else active[::-1]:
-                run_result = self._train_variant(variant, first_seed + seed_index)
+                run_result = self._training_runs.train(
+                    variant, first_seed + seed_index, *self._count_runs()
+                )
                 if run_result is None:
                     self.record.interrupted = True
                     self._assign_verdicts()
@@ -197,53 +185,6 @@ class _Comparison:
         results = self.record.variants
         verdict.assign_verdicts(results, self._alpha, sequential=self._request.until_decided)
         self.record.drift = verdict.speed_drift(results)
-
-    def _train_variant(self, variant: Variant, seed: int) -> RunResult | None:
-        """Train a variant with one seed, or reuse its run; None if training was interrupted."""
-        config = override_config(variant.config, {"seed": seed})
-        key = training_key(config, variant.dataset)
-        if key in self._registry.diverged:
-            return RunResult(seed, key, math.inf, None)
-        folder = self._folder / RUNS_FOLDER / key
-        with files.file_lock(folder, "training"):
-            run = find_resumable_run(folder)
-            if run:
-                _check_same_training(run, config, variant.dataset)
-            if run and is_finished(run, config):
-                self._log_reuse()
-            else:
-                try:
-                    if not self._run_training(variant, run, config, folder):
-                        return None
-                except DivergedError:
-                    self._registry.diverged.append(key)
-                    self._registry.save()
-                    return RunResult(seed, key, math.inf, None)
-        learning_curve = build_learning_curve(open_run(folder))
-        return RunResult(seed, key, learning_curve.final_bits_per_byte, learning_curve)
-
-    def _log_reuse(self) -> None:
-        """Log once that existing runs are reused."""
-        if not self._logged_reuse:
-            self._logged_reuse = True
-            logger.info("reusing runs from runs/compare/%s", RUNS_FOLDER)
-
-    def _run_training(
-        self, variant: Variant, run: Run | None, config: Config, folder: Path
-    ) -> bool:
-        """Train a variant; returns whether the run finished."""
-        estimate = self._estimates.get(variant)
-        done, total = self._count_runs()
-        for callback in self._callbacks:
-            callback.on_variant_begin(
-                variant.name, config.train.seed, config.train.max_steps, done, total
-            )
-        job = TrainJob(config, variant.dataset, folder, run, estimate, resumed=run is not None)
-        attempt = partial(run_training_loop, group=LOCAL_GROUP, callbacks=self._callback)
-        summary = retry_on_gpu_failure(attempt, job, LOCAL_GROUP)
-        gc.collect()
-        mx.clear_cache()
-        return not summary.interrupted
 
     def _count_runs(self) -> tuple[int, int]:
         """Number of finished runs and estimated total; with `until_decided`, the total until the
@@ -277,10 +218,6 @@ class _Comparison:
         return evaluate_run(run, model, full_dataset.val).bits_per_byte
 
 
-def _check_same_training(run: Run, config: Config, dataset: Dataset) -> None:
-    same_data = run.data_fingerprint == dataset.meta.fingerprint
-    if not same_data or weight_affecting_fields(run.config, config):
-        raise UserError(
-            f"{run.folder} does not contain the expected run",
-            "move this folder away; the same command trains the run again.",
-        )
+def format_machine() -> str:
+    """Device and MLX version, for a record."""
+    return f"{device.device_name()}, {device.device_type()}, mlx {version('mlx')}"

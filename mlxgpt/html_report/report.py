@@ -11,7 +11,8 @@ from pathlib import Path
 from mlxgpt.bench import side_by_side
 from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.experiments import results
-from mlxgpt.html_report import bench_page, compare_page, page, run_page
+from mlxgpt.experiments.scaling_results import parse_scaling_record
+from mlxgpt.html_report import bench_page, compare_page, page, run_page, scaling_page
 from mlxgpt.html_report.page import Page
 from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
@@ -29,11 +30,11 @@ def report(
     watch: bool = False,
     runs_dir: PathLike | None = None,
 ) -> Path:
-    """Write an HTML report of runs, benchmarks or a comparison, and return its path.
+    """Write an HTML report of runs, benchmarks, a comparison or a scaling study; return its path.
 
     Args:
-        targets: names or folders of runs; or JSON files of `bench`, or one of `compare`. Default:
-            the newest run.
+        targets: names or folders of runs; or JSON files of `bench`, or one of `compare` or `scale`.
+            Default: the newest run.
         output: path of the report. Default: report.html in the run's folder, or in the working
             directory for several runs; for JSON files, the first one's name with .html.
         watch: update the report every WATCH_INTERVAL seconds until the runs have finished.
@@ -89,7 +90,7 @@ def _is_finished(run: Run) -> bool:
     return not run.data_name or run.has_metrics(run.config.train.max_steps)
 
 
-JSON_FILE_REMEDY = "pass a JSON file written by `mlxgpt bench` or `mlxgpt compare`."
+JSON_FILE_REMEDY = "pass a JSON file written by `mlxgpt bench`, `compare` or `scale`."
 MAX_REPORT_JSON_BYTES = 1 << 26  # 64 MiB
 
 
@@ -100,8 +101,15 @@ def _page_from_json(paths: Sequence[Path]) -> Page:
         raise files.to_user_error(error, "read", paths[0], JSON_FILE_REMEDY) from error
     except ValueError as error:
         raise UserError(f"cannot read {paths[0]}: {error}", JSON_FILE_REMEDY) from error
+    if '"fitted"' in text and '"test"' in text:
+        _check_single(paths)
+        return scaling_page.build_scaling_page(parse_scaling_record(text))
     if '"variants"' not in text or '"tiers"' in text:
         return bench_page.build_benchmark_page(side_by_side.read_measurements(paths))
+    _check_single(paths)
+    return compare_page.build_comparison_page(results.parse_comparison_record(text))
+
+
+def _check_single(paths: Sequence[Path]) -> None:
     if len(paths) > 1:
         raise UserError("several comparisons were given", "pass one comparison per report.")
-    return compare_page.build_comparison_page(results.parse_comparison_record(text))

@@ -4,18 +4,23 @@ A model too large for the time sees too few tokens, one too small lacks capacity
 loss is nearly flat. So one rule is enough: of the sizes timed on this machine, take the largest
 that still sees `TOKENS_PER_PARAMETER` tokens per parameter. Half as many are enough beyond
 `MAX_EFFECTIVE_EPOCHS`, where repeated data helps less than a larger model. Measured with the
-modern recipe in benchmarks/notes/modern.md; racing uses the same rule.
+modern recipe in benchmarks/notes/modern.md; racing uses the same rule. A scaling law of the text,
+from `mlxgpt scale`, replaces the rule.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from mlxgpt.config import Config, override_config
+from mlxgpt.config.resolve import resolve_config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.training.estimate import Estimate, check_estimated_memory, estimate_training
+from mlxgpt.training.scaling_law import ScalingLaw
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,14 +39,48 @@ MIN_BATCH_SPEEDUP = 1.4  # speedup in tokens/s that doubling the batch must give
 OVERFIT_EPOCHS = 5  # longer runs ended with a higher validation loss (benchmarks/notes/modern.md)
 EVALUATIONS_PER_RUN = 10
 
+DEFAULT_VOCAB_SIZE = 2048
 
-def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Config:
+
+def resolve_auto_size(recipe: str, command: str, settings: Mapping[str, Any]) -> Config:
+    """Config of a recipe without a size, for `choose_model_size`.
+
+    Args:
+        command: what chooses the size, for errors.
+        settings: other config fields.
+
+    Raises:
+        UserError: for the classic recipe, or if the settings contain a size.
+    """
+    if recipe == "classic":
+        raise UserError(
+            f"{command} does not choose a model size for --recipe classic",
+            "use --recipe modern or racing, or train with --tier 1 or --tier 2.",
+        )
+    if size_settings := [
+        name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
+    ]:
+        raise UserError(
+            f"{size_settings[0]} is set, but {command} chooses it",
+            "omit it, or train with --tier 2, which sets a model size.",
+        )
+    if recipe == "racing":
+        logger.info("recipe racing: only mlxgpt runs the model; exports need --recipe modern")
+    _, config = resolve_config(2, None, recipe, **{"vocab_size": DEFAULT_VOCAB_SIZE, **settings})
+    return config
+
+
+def choose_model_size(
+    config: Config, dataset: Dataset, seconds: float, law: ScalingLaw | None = None
+) -> Config:
     """Choose model size and batch size for a training time on this machine. Models have few wide
     layers, which run faster than many narrow ones.
 
     Args:
         config: all other settings; the vocabulary size is taken from the data.
         seconds: training time.
+        law: of this text and architecture: the size with the lowest loss by it is chosen, unless
+            the text would be seen more than MAX_EFFECTIVE_EPOCHS times.
 
     Raises:
         UserError: if the smallest model does not fit into memory.
@@ -50,7 +89,7 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
     block_size = config.model.block_size
     overrides = {
         "batch_size": max(1, MIN_STEP_TOKENS // block_size),
-        **_shape_overrides(*MODEL_SIZES[0]),
+        **shape_overrides(*MODEL_SIZES[0]),
     }
     best_config = override_config(config, {"vocab_size": dataset.meta.vocab_size, **overrides})
     best_estimate = _estimate_config(best_config, dataset)
@@ -67,13 +106,23 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
             break
         best_config, best_estimate = larger_config, estimate
     for shape in MODEL_SIZES[1:]:
-        larger_config = override_config(best_config, _shape_overrides(*shape))
+        larger_config = override_config(best_config, shape_overrides(*shape))
         estimate = _estimate_config_or_none(larger_config, dataset)
-        if not estimate or not _sees_enough_tokens(
-            larger_config, dataset, estimate.steps_within(seconds, larger_config)
-        ):
+        if not estimate:
+            break
+        steps = best_estimate.steps_within(seconds, best_config)
+        larger_steps = estimate.steps_within(seconds, larger_config)
+        if law and _count_epochs(best_config, dataset, steps) <= MAX_EFFECTIVE_EPOCHS:
+            losses = (_predict(law, best_config, steps), _predict(law, larger_config, larger_steps))
+            if losses[1] >= losses[0]:
+                break
+        elif not _sees_enough_tokens(larger_config, dataset, larger_steps):
             break
         best_config, best_estimate = larger_config, estimate
+    if law:
+        steps = best_estimate.steps_within(seconds, best_config)
+        loss = _predict(law, best_config, steps)
+        logger.info(f"predicted by the scaling law of this text: {loss:.3f} bits per byte")
     eval_interval = math.ceil(seconds / best_estimate.step_seconds / EVALUATIONS_PER_RUN)
     m, parameter_count = best_config.model, count_parameters(best_config.model)
     epochs = _count_epochs(best_config, dataset, best_estimate.steps_within(seconds, best_config))
@@ -93,7 +142,7 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
 HEAD_SIZE = 64  # as in GPT-2, and supported by Metal's fused attention
 
 
-def _shape_overrides(layers: int, width: int) -> dict[str, int]:
+def shape_overrides(layers: int, width: int) -> dict[str, int]:
     return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
 
 
@@ -106,6 +155,10 @@ def _sees_enough_tokens(config: Config, dataset: Dataset, steps: int) -> bool:
     min_tokens_per_parameter = TOKENS_PER_PARAMETER / (2 if is_repeated else 1)
     tokens_per_parameter = steps * config.tokens_per_step / count_parameters(config.model)
     return tokens_per_parameter >= min_tokens_per_parameter
+
+
+def _predict(law: ScalingLaw, config: Config, steps: int) -> float:
+    return law.predict(count_parameters(config.model), max(1, steps) * config.tokens_per_step)
 
 
 def _count_epochs(config: Config, dataset: Dataset, steps: int) -> float:

@@ -47,6 +47,7 @@ from mlxgpt.training.resume import (
     median_step_seconds,
 )
 from mlxgpt.training.retries import retry_on_gpu_failure
+from mlxgpt.training.scaling_law import find_scaling_law, law_path
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import check_divisible
 from mlxgpt.utils import files
@@ -128,7 +129,8 @@ def _plan_job(
         finished_step = run.steps()[-1] if is_finished(run, config) else None
         must_check = not run.last_environment() or bool(find_environment_changes(run, group.size))
     elif group.is_main and minutes and request.auto_size:
-        config = choose_model_size(config, job.dataset, 60 * minutes)
+        law = find_scaling_law(law_path(request.runs_dir, config, job.dataset))
+        config = choose_model_size(config, job.dataset, 60 * minutes, law)
     config_tree, finished_step, must_check = group.broadcast(
         "config", [asdict(config), finished_step, must_check]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from mlxgpt.data.sources import SYNTHETIC
 from mlxgpt.distributed.group import init_process_group
 from mlxgpt.storage import run as run_folders
 from mlxgpt.training import loop as train_loop
-from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
+from mlxgpt.training.auto_size import resolve_auto_size
 from mlxgpt.training.callbacks import Callback, CallbackList, TrainingSummary
 from mlxgpt.training.finetune import ARCHITECTURE_FIELDS, choose_config, load_init_weights
 from mlxgpt.training.job import TrainRequest
@@ -77,7 +77,9 @@ def train(
                     "automatic model size is not supported in distributed training",
                     "set the size with --tier 2, or with --config, --n-layer and --n-embd.",
                 )
-            name, resolved_config = _resolve_auto_size(recipe or "racing", max_minutes, settings)
+            recipe = recipe or "racing"
+            name = f"{recipe}-{max_minutes:g}min"
+            resolved_config = resolve_auto_size(recipe, f"--max-minutes {max_minutes:g}", settings)
         elif init_from:
             parent = run_folders.find_run(init_from, resolve_folder("runs", runs_dir))
             other_settings = {
@@ -109,30 +111,3 @@ def train(
             summary = retry_on_gpu_failure(run_to_end, job, group)
         callback_list.on_train_end(summary)
         return summary
-
-
-AUTO_SIZE_VOCAB_SIZE = 2048  # default for auto-sized models
-
-
-def _resolve_auto_size(
-    recipe: str, minutes: float | None, settings: Mapping[str, Any]
-) -> tuple[str, Config]:
-    """Name and config of a run whose model size is chosen for a training time."""
-    if recipe == "classic":
-        raise UserError(
-            f"--max-minutes {minutes:g} does not choose a model size for --recipe classic",
-            "omit --recipe, or add --tier 1 or --tier 2.",
-        )
-    if size_settings := [
-        name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
-    ]:
-        raise UserError(
-            f"{size_settings[0]} is set, but --max-minutes {minutes:g} chooses it automatically",
-            "omit it, or add --tier 2, which sets a model size.",
-        )
-    if recipe == "racing":
-        logger.info("recipe racing: only mlxgpt runs the model; exports need --recipe modern")
-    _, resolved_config = resolve_config(
-        2, None, recipe, **{"vocab_size": AUTO_SIZE_VOCAB_SIZE, **settings}
-    )
-    return f"{recipe}-{minutes:g}min", resolved_config

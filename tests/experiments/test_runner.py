@@ -18,7 +18,7 @@ from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
-from mlxgpt.experiments import planning
+from mlxgpt.experiments import planning, training_runs
 from mlxgpt.experiments import runner as study
 from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.storage import run as runs
@@ -195,13 +195,15 @@ def fake_training(
 ) -> None:
     """Replace training by results that are given per variant and seed."""
 
-    def fake_train(self: study._Comparison, variant: study.Variant, seed: int) -> study.RunResult:
+    def fake_train(
+        self: training_runs.TrainingRuns, variant: study.Variant, seed: int, done: int, total: int
+    ) -> study.RunResult:
         value = bits_per_byte(variant.name, seed)
-        curve = None if math.isinf(value) else study.build_learning_curve(run)
+        curve = None if math.isinf(value) else training_runs.build_learning_curve(run)
         return study.RunResult(seed, f"{variant.name}-{seed}", value, curve)
 
     run = runs.open_run(Path("runs/compare/trainings") / next(iter_trainings()))
-    monkeypatch.setattr(study._Comparison, "_train_variant", fake_train)
+    monkeypatch.setattr(training_runs.TrainingRuns, "train", fake_train)
 
 
 def iter_trainings():  # type: ignore[no-untyped-def]
@@ -259,7 +261,7 @@ def test_a_diverged_run_is_not_retried(tiny: Config, monkeypatch: pytest.MonkeyP
             raise DivergedError("training has diverged", "use another.")
         return loop.run_training_loop(job, group, callbacks)
 
-    monkeypatch.setattr(study, "run_training_loop", diverge)
+    monkeypatch.setattr(training_runs, "run_training_loop", diverge)
     for _ in range(2):
         record = run_comparison(tiny, seeds=2)
         assert [len(s.trainings) for s in record.variants] == [1, 1]

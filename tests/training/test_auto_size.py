@@ -75,7 +75,7 @@ def test_the_largest_model_with_enough_tokens_is_chosen(
     assert tokens_per_parameter(chosen_config) > required
     larger = override_config(
         chosen_config,
-        auto_size._shape_overrides(
+        auto_size.shape_overrides(
             *MODEL_SIZES[MODEL_SIZES.index((chosen_model.n_layer, chosen_model.n_embd)) + 1]
         ),
     )
@@ -117,7 +117,7 @@ def test_the_smallest_batch_without_loss_of_speed_is_chosen(
     """A device that needs the same time for one or many sequences gets a large batch."""
     smallest = override_config(
         BASE_CONFIG,
-        {**auto_size._shape_overrides(*MODEL_SIZES[0]), "vocab_size": dataset.meta.vocab_size},
+        {**auto_size.shape_overrides(*MODEL_SIZES[0]), "vocab_size": dataset.meta.vocab_size},
     )
     sequence_flops = 256 * flops_per_token(smallest.model)
     simulate_machine(monkeypatch, 32 * sequence_flops / 0.02, waits)

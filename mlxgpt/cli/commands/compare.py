@@ -78,10 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: dict[str, Any], command_line: list[str]) -> int:
     from mlxgpt import api
-    from mlxgpt.cli.compare_view import ComparisonDisplay, show_comparison
+    from mlxgpt.cli.study_view import StudyDisplay, show_comparison
 
     as_json, variants = args.pop("json", False), args.pop("variants", ())
-    with ComparisonDisplay() as display:
+    with StudyDisplay() as display:
         record = api.compare(*variants, callbacks=[display], **args)
     if as_json:
         print_json(asdict(record))

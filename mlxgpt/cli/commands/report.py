@@ -11,7 +11,7 @@ from mlxgpt.cli.output import print_json
 HELP = "write an HTML report of runs or benchmarks"
 DESCRIPTION = (
     "Write one self-contained HTML file: a run's curves, samples and settings;\n"
-    "several runs compared; or the results of `mlxgpt bench` or `mlxgpt compare`.\n\n"
+    "several runs compared; or the results of `mlxgpt bench`, `compare` or `scale`.\n\n"
     "examples:\n"
     "  mlxgpt report my-run other-run --output both.html\n"
     "  mlxgpt report benchmarks/reports/mine.json\n"
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="*",
         metavar="RUN|FILE.json",
-        help="names or folders of runs, or JSON files of bench or compare (default: newest run)",
+        help="names or folders of runs, or JSON files of bench, compare or scale (default: newest "
+        "run)",
     )
     parser.add_argument(
         "--output",

@@ -1,8 +1,10 @@
-"""Progress of a comparison on stderr, and its results on stdout."""
+"""Progress of a comparison or scaling study on stderr, and its results on stdout."""
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -17,17 +19,27 @@ from mlxgpt.cli.tables import StdoutConsole
 from mlxgpt.experiments.report import COMPARISON_COLUMNS, format_notes, format_variant_row
 from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback
+from mlxgpt.experiments.scaling import ScaleCallback
+from mlxgpt.experiments.scaling_report import (
+    ADVICE_COLUMNS,
+    RESULT_COLUMNS,
+    format_advice_notes,
+    format_advice_row,
+    format_result_row,
+    format_scaling_notes,
+)
+from mlxgpt.experiments.scaling_results import LengthResult, ScalingRecord
 from mlxgpt.training.selfcheck import CheckResult
 
 
-class ComparisonDisplay(CompareCallback):
+class StudyDisplay(CompareCallback, ScaleCallback):
     """A live table in a terminal; otherwise one line per training run."""
 
     def __init__(self) -> None:
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
         self._live: Live | None = None
-        self._record: ComparisonRecord | None = None
+        self._table: Table | None = None
         self._has_checked = False
         self._current_label = ""
         self._step, self._steps = 0, 1
@@ -36,7 +48,7 @@ class ComparisonDisplay(CompareCallback):
         self._start_time: float | None = None
         self._count_at_start = 0.0
 
-    def __enter__(self) -> ComparisonDisplay:
+    def __enter__(self) -> StudyDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,22 +85,28 @@ class ComparisonDisplay(CompareCallback):
         self._draw()
 
     def on_variant_end(self, record: ComparisonRecord) -> None:
-        self._record = record
+        self._table = _build_table(record)
+        name = self._current_label.rpartition(", seed ")[0]
+        losses = [r.trainings[-1].bits_per_byte for r in record.variants if r.name == name]
+        self._show_result(losses, sum(len(r.trainings) for r in record.variants))
+
+    def on_result(self, result: LengthResult) -> None:
+        done = int(self._finished_count) + bool(self._current_label)
+        self._show_result(result.losses[-1:] if self._current_label else [], done)
+
+    def _show_result(self, losses: Sequence[float], done: int) -> None:
+        """Show the loss of the run that ended, none if it was reused."""
         self._draw()
-        if not self._live and self._current_label:
-            name = self._current_label.rpartition(", seed ")[0]
-            result = next(result for result in record.variants if result.name == name)
-            last_training = result.trainings[-1]
-            progress = self._format_progress(sum(len(r.trainings) for r in record.variants))
-            score = f"bits per byte {last_training.bits_per_byte:.4f}"
-            line = f"{self._current_label}  {score}{progress}"
+        if losses and not self._live:
+            score = f"bits per byte {losses[0]:.4f}"
+            line = f"{self._current_label}  {score}{self._format_progress(done)}"
             self.console.print(Text(line), soft_wrap=True)
         self._current_label = ""
 
     def _draw(self) -> None:
         if not self._live:
             return
-        renderables: list[Any] = [_build_table(self._record), Text()] if self._record else []
+        renderables: list[Any] = [self._table, Text()] if self._table else []
         if self._current_label:
             done = self._finished_count + self._step / self._steps
             bar = Table.grid(expand=True)
@@ -99,7 +117,7 @@ class ComparisonDisplay(CompareCallback):
         self._live.update(Group(*renderables), refresh=True)
 
     def _format_progress(self, done: float) -> str:
-        """Share of the comparison that is done, and the time left if no seeds are added."""
+        """How many runs are done, and the time left if no seeds are added."""
         text = f"  {int(done)} of {self._total} runs"
         if self._start_time is None or done <= self._count_at_start:
             return text
@@ -115,16 +133,40 @@ def show_comparison(record: ComparisonRecord) -> None:
     """Print the results table, with notes on how to read it."""
     console = StdoutConsole(highlight=False)
     console.print(_build_table(record))
-    for note in format_notes(record):
+    _print_notes(console, format_notes(record))
+
+
+def show_scaling(record: ScalingRecord) -> None:
+    """Print the results, the law, its test, and the best sizes."""
+    console = StdoutConsole(highlight=False)
+    rows = [format_result_row(record, result) for result in record.results]
+    console.print(_make_table(RESULT_COLUMNS, rows))
+    _print_notes(console, format_scaling_notes(record))
+    if record.advice:
+        console.print()
+        rows = [format_advice_row(advice) for advice in record.advice]
+        console.print(_make_table(ADVICE_COLUMNS, rows))
+        _print_notes(console, format_advice_notes(record))
+
+
+def _print_notes(console: StdoutConsole, notes: Sequence[str]) -> None:
+    for note in notes:
         console.print()
         console.print(Text(note, style="dim"), width=min(console.width, MAX_NOTE_WIDTH))
 
 
 def _build_table(record: ComparisonRecord) -> Table:
+    styles = {"better": "bold green", "worse": "red"}
+    row_styles = [styles.get(result.verdict, "") for result in record.variants]
+    return _make_table(COMPARISON_COLUMNS, map(format_variant_row, record.variants), row_styles)
+
+
+def _make_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], row_styles: Sequence[str] = ()
+) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in COMPARISON_COLUMNS:
+    for name in columns:
         table.add_column(name, overflow="fold")
-    for result in record.variants:
-        style = {"better": "bold green", "worse": "red"}.get(result.verdict, "")
-        table.add_row(*map(escape, format_variant_row(result)), style=style)
+    for row, style in itertools.zip_longest(rows, row_styles, fillvalue=""):
+        table.add_row(*map(escape, row), style=style)
     return table

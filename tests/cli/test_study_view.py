@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mlxgpt.cli import progress as displays
-from mlxgpt.cli.compare_view import ComparisonDisplay, show_comparison
+from mlxgpt.cli.study_view import StudyDisplay, show_comparison
 from mlxgpt.config import Config
 from mlxgpt.experiments.verdict import assign_verdicts
 from mlxgpt.training.selfcheck import CheckResult
@@ -21,7 +21,7 @@ def run_display(
     """Return everything that the display writes during a small comparison."""
     console = Console(stderr=True, force_terminal=live, width=100, highlight=False, no_color=True)
     monkeypatch.setattr(displays, "stderr_console", lambda: console)
-    with ComparisonDisplay() as display:
+    with StudyDisplay() as display:
         run_comparison(tiny, display, seeds=2)
     output = capsys.readouterr()
     assert output.out == "", "stdout is for results"
@@ -56,7 +56,7 @@ def test_in_a_terminal_a_growing_table(
 
 
 def test_failed_self_check_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with ComparisonDisplay() as display:
+    with StudyDisplay() as display:
         display.on_check(CheckResult("sums", True, "right"))
         display.on_check(CheckResult("products", False, "wrong"))
     stderr = capsys.readouterr().err
