@@ -409,6 +409,17 @@ def invalid_budget(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return expect_error(capsys, "compare", "tier1", "tier2", "--budget", "5")
 
 
+def scaling_budget_without_time(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return expect_error(capsys, "scale", "--source", "words.txt", "--budget", "5Mtokens")
+
+
+def short_text_for_scaling(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    (place / "longer.txt").write_text((place / "words.txt").read_text() * 20)
+    text = ("--source", "longer.txt", "--tokenizer", "char", "--block-size", "8")
+    cli.main(["prepare", "longer.txt"])
+    return expect_error(capsys, "scale", *text, "--budget", "5m")
+
+
 def identical_variants(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     vary = ["--vary", "log_interval=1,2"]
     return expect_error(capsys, "compare", "--tier", "1", *vary, "--budget", "5m")
@@ -689,6 +700,8 @@ ERROR_CASES: list[ErrorCase] = [
     unexportable_parts,
     single_variant,
     invalid_budget,
+    scaling_budget_without_time,
+    short_text_for_scaling,
     identical_variants,
     different_texts,
     invalid_report,

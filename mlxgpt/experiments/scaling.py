@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,21 @@ def scale(
     request = PrepareRequest(config.data, config.model.vocab_size)
     progress = CallbackList(callbacks).on_prepare
     dataset = prepare.find_or_prepare(request, resolve_folder("data", data_dir), progress)
+    base = _make_base(config, dataset)
     runs_folder = resolve_folder("runs", runs_dir)
     name = check_folder_name(name or f"scale-{dataset.name}-{recipe}-{budget.replace(' ', '')}")
     folder = runs_folder / "compare" / name
     with files.file_lock(folder, "scaling study"):
         folder.mkdir(parents=True, exist_ok=True)
-        study = _ScalingStudy(config, dataset, folder, callbacks)
+        study = _ScalingStudy(base, folder, callbacks)
         fitted, test = study.plan(parsed_budget.amount, seeds)
         record = ScalingRecord(
             name=name,
             budget=budget,
             recipe=recipe,
             data=dataset.name,
-            train_tokens=len(study.dataset.train.ids),
-            held_out_bytes=study.dataset.meta.val.bytes,
+            train_tokens=len(base.dataset.train.ids),
+            held_out_bytes=base.dataset.meta.val.bytes,
             machine=format_machine(),
             fitted=fitted,
             test=test,
@@ -133,26 +134,45 @@ def scale(
     return record
 
 
+def _make_base(config: Config, dataset: Dataset) -> Variant:
+    """The smallest model with its data, of which the end is held out.
+
+    Raises:
+        UserError: if the text is too short.
+    """
+    held_out = hold_out_from_train(dataset)
+    batch_size = max(1, MIN_STEP_TOKENS // config.model.block_size)
+    config = override_config(config, {"batch_size": batch_size, **shape_overrides(*SIZES[0])})
+    config = fit_to_data(device.resolve_dtype(config), held_out)
+    base = Variant("base", config, held_out, dataset)
+    max_steps, min_steps = _max_steps(base), _min_steps()
+    if max_steps < min_steps:
+        raise UserError(
+            f"{dataset.name} has {len(held_out.train.ids):,} tokens, too few to fit a scaling law",
+            f"use a text with {math.ceil(10 * min_steps / max_steps) / 10} times as many.",
+        )
+    return base
+
+
+def _max_steps(base: Variant) -> int:
+    """Steps after which the text has been seen MAX_EFFECTIVE_EPOCHS times."""
+    return MAX_EFFECTIVE_EPOCHS * len(base.dataset.train.ids) // base.config.tokens_per_step
+
+
+def _min_steps() -> int:
+    """Steps of the longest runs, so that the shortest have MIN_STEPS."""
+    return math.ceil(MIN_STEPS / min(LENGTH_RATIOS))
+
+
 class _ScalingStudy:
     """Plans and trains the runs of a scaling study.
 
     Attributes:
-        dataset: the training data without its held-out part.
         converged: whether no run has diverged.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        folder: Path,
-        callbacks: Sequence[ScaleCallback],
-    ) -> None:
-        self.dataset, self._full_dataset = hold_out_from_train(dataset), dataset
-        batch_size = max(1, MIN_STEP_TOKENS // config.model.block_size)
-        config = override_config(config, {"batch_size": batch_size, **shape_overrides(*SIZES[0])})
-        self._config = fit_to_data(device.resolve_dtype(config), self.dataset)
-        self._callbacks = callbacks
+    def __init__(self, base: Variant, folder: Path, callbacks: Sequence[ScaleCallback]) -> None:
+        self._base, self._callbacks = base, callbacks
         self._registry = open_registry(folder)
         self._estimates = EstimateCache(folder.parent, CallbackList(callbacks))
         self._runs = TrainingRuns(folder.parent, self._registry, self._estimates, callbacks)
@@ -178,15 +198,8 @@ class _ScalingStudy:
         return fitted, self._result(sizes[-1], longest)
 
     def _choose_plan(self, seconds: float, seeds: int) -> dict[str, int]:
+        max_steps, min_steps = _max_steps(self._base), _min_steps()
         logger.info("measuring the speed of each size")
-        max_steps = MAX_EFFECTIVE_EPOCHS * len(self.dataset.train.ids) // self._tokens_per_step
-        min_steps = math.ceil(MIN_STEPS / min(LENGTH_RATIOS))
-        if max_steps < min_steps:
-            raise UserError(
-                f"{self.dataset.name} has {len(self.dataset.train.ids):,} tokens, too few to fit a "
-                "scaling law",
-                f"use a text with {math.ceil(10 * min_steps / max_steps) / 10} times as many.",
-            )
         plan: dict[str, int] = {}
         for first in range(len(SIZES) - FITTED_SIZES):
             sizes = self._sizes(first)
@@ -214,13 +227,13 @@ class _ScalingStudy:
 
     @property
     def _tokens_per_step(self) -> int:
-        return self._config.tokens_per_step
+        return self._base.config.tokens_per_step
 
     def _sizes(self, first: int) -> list[ModelSize]:
         return [self._time_size(*shape) for shape in SIZES[first : first + FITTED_SIZES + 1]]
 
     def _time_size(self, layers: int, width: int) -> ModelSize:
-        variant = self._variant(layers, width, self._config.train.max_steps)
+        variant = self._variant(layers, width, self._base.config.train.max_steps)
         seconds = self._estimates.get(variant).step_seconds
         return ModelSize(layers, width, count_parameters(variant.config.model), seconds)
 
@@ -228,12 +241,12 @@ class _ScalingStudy:
         return LengthResult(size, steps, steps * self._tokens_per_step)
 
     def _variant(self, layers: int, width: int, steps: int) -> Variant:
-        config = override_config(self._config, shape_overrides(layers, width))
+        config = override_config(self._base.config, shape_overrides(layers, width))
         config = override_config(
             set_max_steps(config, steps),
             {
                 "eval_interval": steps,
-                "eval_tokens": len(self.dataset.val.ids),
+                "eval_tokens": len(self._base.dataset.val.ids),
                 "save_interval": max(1, steps // 4),
                 "log_interval": max(1, steps // 20),
                 "sample_tokens": 0,
@@ -241,11 +254,11 @@ class _ScalingStudy:
                 "snapshots": False,
             },
         )
-        return Variant(f"{layers} × {width}", config, self.dataset, self._full_dataset)
+        return replace(self._base, name=f"{layers} × {width}", config=config)
 
     def train(self, results: Sequence[LengthResult], seeds: int) -> bool:
         """Train all sizes and lengths, seed by seed; returns False if interrupted."""
-        first_seed, done = self._config.train.seed, 0
+        first_seed, done = self._base.config.train.seed, 0
         for seed in range(first_seed, first_seed + seeds):
             for result in results:
                 size = result.size
@@ -290,6 +303,6 @@ class _ScalingStudy:
 
         size = min(candidates, key=predict)
         tokens = self._tokens(size, minutes)
-        epochs = tokens / len(self.dataset.train.ids)
+        epochs = tokens / len(self._base.dataset.train.ids)
         low, high = fit.interval(size.parameters, tokens)
         return SizeAdvice(minutes, size, tokens, epochs, predict(size), low, high)
