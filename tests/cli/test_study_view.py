@@ -6,11 +6,16 @@ import pytest
 from rich.console import Console
 
 from mlxgpt.cli import progress as displays
-from mlxgpt.cli.study_view import StudyDisplay, show_comparison
+from mlxgpt.cli.study_view import StudyDisplay, show_comparison, show_scaling
 from mlxgpt.config import Config
 from mlxgpt.experiments.verdict import assign_verdicts
 from mlxgpt.training.selfcheck import CheckResult
-from tests.helpers.comparisons import make_comparison_record, make_variant_result, run_comparison
+from tests.helpers.comparisons import (
+    make_comparison_record,
+    make_scaling_record,
+    make_variant_result,
+    run_comparison,
+)
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -77,3 +82,24 @@ def test_comparison_result_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
     assert "b[x]" in output.out, "as it is, no markup"
     assert "better" in output.out
     assert "held out" in output.out
+
+
+def test_scaling_study_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    show_scaling(make_scaling_record())
+    output = capsys.readouterr()
+    assert output.err == ""
+    for part in ("5 × 320 (test)", "Law: bits per byte = 0.", "inside", "bits per byte, predicted"):
+        assert part in output.out, part
+
+
+def test_a_run_of_a_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal; a run that was reused gives none."""
+    result = make_scaling_record().test
+    with StudyDisplay() as display:
+        display.on_result(result)
+        display.on_variant_begin("5 × 320", 3, 900, 4, 13)
+        display.on_result(result)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "bits per byte" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"5 × 320, seed 3  bits per byte {result.losses[-1]:.4f}")
+    assert "5 of 13 runs" in lines[0]

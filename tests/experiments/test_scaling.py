@@ -12,7 +12,6 @@ from mlxgpt import api
 from mlxgpt.experiments import planning, scaling
 from mlxgpt.experiments.scaling_report import RESULT_COLUMNS, format_result_row
 from mlxgpt.experiments.scaling_results import ScalingRecord, parse_scaling_record
-from mlxgpt.html_report.scaling_page import build_scaling_page
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import auto_size
 from mlxgpt.training.estimate import Estimate
@@ -128,17 +127,6 @@ def fake_losses(monkeypatch: pytest.MonkeyPatch, loss: Callable[[float, float], 
     monkeypatch.setattr(scaling.TrainingRuns, "train", fake_train)
 
 
-def test_the_law_is_tested_on_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_losses(monkeypatch, lambda n, d: 0.5 + 0.1 / n**0.3 + 0.1 / d**0.4)
-    record = run_scale()
-    assert any("inside" in note for note in scaling.scaling_report.format_scaling_notes(record))
-    fake_losses(monkeypatch, lambda n, d: 0.5 + 0.1 / n**0.3 + 0.1 / d**0.4 + (n > 0.85))
-    record = run_scale()
-    assert record.test.losses[0] > 1.5
-    notes = scaling.scaling_report.format_scaling_notes(record)
-    assert any("outside: do not rely on the law" in note for note in notes)
-
-
 def test_max_minutes_uses_the_law(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """By a law of tokens alone, the fastest model is best; by one of size alone, the largest."""
     caplog.set_level("INFO")
@@ -195,20 +183,3 @@ def test_a_short_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="too few to fit a scaling law") as excinfo:
         run_scale(budget="100h")
     assert "times as many" in excinfo.value.remedy
-
-
-def test_the_page_and_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_losses(monkeypatch, lambda n, d: 0.5 + 0.1 / n**0.3 + 0.1 / d**0.4)
-    record = run_scale()
-    html = build_scaling_page(record).to_html()
-    for part in ("Loss over tokens", "Which size for which time", "(test)", "2 × 128, law"):
-        assert part in html, part
-    for result in record.results:
-        row = format_result_row(record, result)
-        assert len(row) == len(RESULT_COLUMNS)
-        assert float(row[-2]) == pytest.approx(float(row[-1]), rel=5e-3)
-
-
-def test_a_damaged_record_is_refused() -> None:
-    with pytest.raises(UserError, match="not a valid scaling study"):
-        parse_scaling_record('{"fitted": 3}')

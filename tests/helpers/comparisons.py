@@ -1,4 +1,4 @@
-"""Made-up results and learning curves, and a small comparison to run."""
+"""Made-up results, learning curves and scaling studies, and a small comparison to run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from mlxgpt.config import Config, override_config
 from mlxgpt.experiments.curves import LearningCurve
 from mlxgpt.experiments.results import ComparisonRecord, RunResult, VariantResult
 from mlxgpt.experiments.runner import CompareCallback
+from mlxgpt.experiments.scaling_fit import fit_scaling_law
+from mlxgpt.experiments.scaling_results import (
+    LengthResult,
+    ModelSize,
+    ScalingRecord,
+    SizeAdvice,
+)
+from mlxgpt.training.scaling_law import ScalingLaw
 
 
 def make_curve(
@@ -72,3 +80,24 @@ def run_comparison(tiny: Config, *callbacks: CompareCallback, **options: Any) ->
         options["config"] = config
     settings = {"budget": "12steps", "name": "mine", **options}
     return api.compare(*variants, callbacks=callbacks, **settings)
+
+
+LAW = ScalingLaw(limit=0.5, a=0.1, alpha=0.35, b=0.35, beta=0.4)
+
+
+def make_scaling_record(test_error: float = 0.0) -> ScalingRecord:
+    """Make a scaling study whose losses follow LAW, except for the test's by `test_error`."""
+    sizes = [ModelSize(n, 64 * n, 500_000 * n, 0.1 * n) for n in range(1, 6)]
+
+    def result(size: ModelSize, steps: int, error: float = 0.0) -> LengthResult:
+        tokens = 2048 * steps
+        loss = LAW.predict(size.parameters, tokens) + error
+        return LengthResult(size, steps, tokens, [loss - 0.001, loss, loss + 0.001])
+
+    fitted = [result(size, steps) for size in sizes[:4] for steps in (100, 300, 900)]
+    fit = fit_scaling_law([r.point for r in fitted])
+    advice = [SizeAdvice(5.0, sizes[1], 3_000_000, epochs, 0.9, 0.8, 1.0) for epochs in (0.5, 5.0)]
+    return ScalingRecord(
+        "law", "2h", "modern", "my-text", 1_000_000, 1234, "a machine", fitted,
+        result(sizes[4], 900, test_error), fit, advice,
+    )  # fmt: skip
