@@ -125,8 +125,8 @@ def scale(
         record.interrupted = not study.train(record.results, seeds)
         if all(len(result.losses) == seeds for result in record.results) and study.converged:
             record.fit = fit_scaling_law([result.point for result in record.fitted])
-            minutes = (*ADVICE_MINUTES, parsed_budget.amount / 60)
-            record.advice = study.advise(record.fit, minutes)
+            minutes = {*ADVICE_MINUTES, parsed_budget.amount / 60}
+            record.advice = study.advise(record.fit, sorted(minutes))
             write_scaling_law(law_path(runs_folder, config, dataset), record.fit.law)
         tree = files.replace_nonfinite(asdict(record))
         files.write_atomically(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
@@ -202,7 +202,12 @@ class _ScalingStudy:
         logger.info("measuring the speed of each size")
         plan: dict[str, int] = {}
         for first in range(len(SIZES) - FITTED_SIZES):
-            sizes = self._sizes(first)
+            try:
+                sizes = self._sizes(first)
+            except UserError:  # does not fit into memory
+                if not plan:
+                    raise
+                break
             # The fitted sizes are trained for all lengths, the test for the longest alone.
             step_seconds = [size.step_seconds for size in sizes]
             seconds_per_step = sum(LENGTH_RATIOS) * sum(step_seconds[:-1]) + step_seconds[-1]
@@ -276,8 +281,8 @@ class _ScalingStudy:
         return True
 
     def advise(self, fit: ScalingFit, minutes: Sequence[float]) -> list[SizeAdvice]:
-        """The best size for each training time, of those timed: larger ones are timed as long as
-        the loss for the longest time falls.
+        """The best size for each training time. Larger sizes are timed as long as the loss for the
+        last time, the longest, falls.
         """
         candidates: list[ModelSize] = []
         losses: list[float] = []
@@ -287,10 +292,10 @@ class _ScalingStudy:
             except UserError:  # does not fit into memory
                 break
             candidates.append(size)
-            losses.append(fit.law.predict(size.parameters, self._tokens(size, max(minutes))))
+            losses.append(fit.law.predict(size.parameters, self._tokens(size, minutes[-1])))
             if losses[-1] > min(losses):
                 break
-        return [self._advise(fit, candidates, m) for m in sorted(minutes)]
+        return [self._advise(fit, candidates, m) for m in minutes]
 
     def _tokens(self, size: ModelSize, minutes: float) -> int:
         return max(1, int(60 * minutes / size.step_seconds)) * self._tokens_per_step
