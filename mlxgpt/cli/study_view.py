@@ -88,18 +88,22 @@ class StudyDisplay(CompareCallback, ScaleCallback):
         self._table = _build_table(record)
         name = self._current_label.rpartition(", seed ")[0]
         losses = [r.trainings[-1].bits_per_byte for r in record.variants if r.name == name]
-        self._show_result(losses, sum(len(r.trainings) for r in record.variants))
+        self._show_result(
+            self._current_label, losses, sum(len(r.trainings) for r in record.variants)
+        )
 
     def on_result(self, result: LengthResult) -> None:
-        done = int(self._finished_count) + bool(self._current_label)
-        self._show_result(result.losses[-1:] if self._current_label else [], done)
+        is_new = bool(self._current_label)
+        label = self._current_label.replace(result.size.name, result.name)
+        done = int(self._finished_count) + is_new
+        self._show_result(label, result.losses[-1:] if is_new else [], done)
 
-    def _show_result(self, losses: Sequence[float], done: int) -> None:
+    def _show_result(self, label: str, losses: Sequence[float], done: int) -> None:
         """Show the loss of the run that ended, none if it was reused."""
         self._draw()
         if losses and not self._live:
             score = f"bits per byte {losses[0]:.4f}"
-            line = f"{self._current_label}  {score}{self._format_progress(done)}"
+            line = f"{label}  {score}{self._format_progress(done)}"
             self.console.print(Text(line), soft_wrap=True)
         self._current_label = ""
 

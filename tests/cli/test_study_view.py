@@ -101,5 +101,5 @@ def test_a_run_of_a_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
         display.on_result(result)
     lines = [line for line in capsys.readouterr().err.splitlines() if "bits per byte" in line]
     assert len(lines) == 1
-    assert lines[0].startswith(f"5 × 320, seed 3  bits per byte {result.losses[-1]:.4f}")
+    assert lines[0].startswith(f"5 × 320, 900 steps, seed 3  bits per byte {result.losses[-1]:.4f}")
     assert "5 of 13 runs" in lines[0]
