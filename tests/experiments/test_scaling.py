@@ -15,8 +15,6 @@ from mlxgpt.experiments.scaling_results import ScalingRecord, parse_scaling_reco
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import auto_size
 from mlxgpt.training.estimate import Estimate
-from mlxgpt.training.scaling_law import find_scaling_law
-from mlxgpt.training.setup import fit_to_data
 from mlxgpt.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -130,7 +128,7 @@ def fake_losses(monkeypatch: pytest.MonkeyPatch, loss: Callable[[float, float], 
 def test_max_minutes_uses_the_law(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """By a law of tokens alone, the fastest model is best; by one of size alone, the largest."""
     caplog.set_level("INFO")
-    chosen = []
+    chosen: list[tuple[int, int]] = []
     losses: tuple[Callable[[float, float], float], ...] = (
         lambda n, d: 0.1 / d**0.5,
         lambda n, d: 0.1 / n,
@@ -138,16 +136,12 @@ def test_max_minutes_uses_the_law(monkeypatch: pytest.MonkeyPatch, caplog: Any) 
     for loss in losses:
         fake_losses(monkeypatch, loss)
         record = run_scale()
-        dataset = api.prepare("words.txt")
-        config = auto_size.resolve_auto_size(
-            "modern", "a test", {"tokenizer": "char", "block_size": 8}
-        )
-        config = fit_to_data(config, dataset)
-        path = scaling.law_path(Path("runs"), config, dataset)
-        law = find_scaling_law(path)
-        sized = auto_size.choose_model_size(config, dataset, 30.0, law)
-        chosen.append((sized.model.n_layer, sized.model.n_embd))
         assert record.advice[0].minutes == 1
+        options: dict[str, Any] = {"source": "words.txt", "tokenizer": "char", "block_size": 8}
+        options |= {"sample_tokens": 0, "run": f"run{len(chosen)}"}
+        summary = api.train(recipe="modern", max_minutes=0.5, **options)
+        model = open_run(summary.run).config.model
+        chosen.append((model.n_layer, model.n_embd))
     assert chosen == [(1, 64), (3, 128)]
     assert "by the scaling law of this text" in caplog.text
 
