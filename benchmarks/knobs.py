@@ -11,6 +11,7 @@ resumes; runs are shared with `mlxgpt compare` and trained once.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def compare_values(
     record = mlxgpt.compare(
         config, *others.values(), budget=budget, seeds=seeds, name=f"knob-{knob.name}"
     )
+    if record.interrupted:
+        sys.exit("interrupted; the same command resumes")
     base, *rest = record.variants
     by_value = dict(zip(others, rest, strict=True))
     return base, [by_value.get(value, base) for value in knob.values]

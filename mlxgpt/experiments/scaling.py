@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 
 SIZES = ((1, 64), (2, 64), *MODEL_SIZES)  # (n_layer, n_embd)
 FITTED_SIZES = 4  # the next larger one is the test
-LENGTH_RATIOS = (1 / 9, 1 / 3, 1)  # of the longest runs, for each fitted size
-MIN_STEPS = 40  # of the shortest runs
+LENGTH_RATIOS = (1 / 4, 1 / 2, 1)  # of the longest runs, for each fitted size
+MIN_STEPS = 100  # of the shortest runs: shorter ones do not fit the law (docs/scaling.md)
 ADVICE_MINUTES = (1, 5, 30)  # besides the budget
 
 
