@@ -38,7 +38,7 @@ def _plot_over_tokens(record: ScalingRecord) -> Figure:
         if record.fit:
             tokens = np.geomspace(record.fitted[0].tokens, record.test.tokens, CURVE_POINTS)
             law = [record.fit.law.predict(size.parameters, n) for n in tokens]
-            lines.append(Line(f"{size.name}, law", tokens / 1e6, np.array(law), group=group))
+            lines.append(Line("", tokens / 1e6, np.array(law), group=group))
     caption = "Mean over seeds; the band spans minimum to maximum. " + _law_caption(record)
     return _make_figure(lines, "million tokens", caption)
 
@@ -55,7 +55,7 @@ def _plot_over_parameters(record: ScalingRecord) -> Figure:
             bounds = record.fitted[0].size.parameters, record.test.size.parameters
             parameters = np.geomspace(*bounds, CURVE_POINTS)
             law = [record.fit.law.predict(n, tokens) for n in parameters]
-            lines.append(Line(f"{name}, law", parameters / 1e6, np.array(law), group=group))
+            lines.append(Line("", parameters / 1e6, np.array(law), group=group))
     caption = "Mean over seeds; the band spans minimum to maximum. " + _law_caption(record)
     return _make_figure(lines, "million parameters", caption)
 
@@ -63,7 +63,8 @@ def _plot_over_parameters(record: ScalingRecord) -> Figure:
 def _law_caption(record: ScalingRecord) -> str:
     if not record.fit:
         return ""
-    return f"The law is not fitted to the largest size, {record.test.size.name}."
+    test = record.test.size.name
+    return f"Lines without markers: the law, which is not fitted to the largest size, {test}."
 
 
 def _mean_line(name: str, x: Sequence[float], results: Sequence[LengthResult], group: int) -> Line:

@@ -14,9 +14,9 @@ from tests.helpers.comparisons import make_scaling_record
 
 def test_the_page_shows_losses_law_and_advice() -> None:
     html = build_scaling_page(make_scaling_record()).to_html()
-    for part in ("Loss over tokens", "Loss over parameters", "5 × 320, law", "(test)"):
+    for part in ("Loss over tokens", "Loss over parameters", "(test)"):
         assert part in html, part
-    assert "The law is not fitted to the largest size, 5 × 320." in html
+    assert "the law, which is not fitted to the largest size, 5 × 320." in html
     assert "Which size for which time" in html
 
 
