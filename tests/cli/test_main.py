@@ -15,8 +15,10 @@ from mlxgpt import api, config, loaded_model
 from mlxgpt.cli.main import EXIT_INTERRUPTED, main
 from mlxgpt.config import toml
 from mlxgpt.config.fields import iter_fields
+from mlxgpt.experiments.training_runs import TrainingRuns
 from mlxgpt.inference.generate import GenerationOutput
 from mlxgpt.training import selfcheck
+from mlxgpt.training.estimate import NO_ESTIMATE
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT, run_program
@@ -97,6 +99,7 @@ FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "value_gate": ([], True),
     "smear": ([], True),
     "token_shift": ([], True),
+    "induction_head": ([], True),
     "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
     "val_source": (["c.txt"], ("c.txt",)),
     "tokenizer": (["char"], "char"),
@@ -429,11 +432,30 @@ def test_compare_prints_a_table_or_one_json_object(
 def test_stopped_comparison_prints_how_to_resume(
     place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxgpt.experiments.runner._Comparison._train_variant", lambda *_: None)
+    monkeypatch.setattr(TrainingRuns, "train", lambda *_: None)
     assert main(COMPARE) == EXIT_INTERRUPTED
     output = capsys.readouterr()
     assert "resume with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
     assert "the same command resumes it" in output.out
+
+
+def test_stopped_scaling_study_prints_how_to_resume(
+    place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "longer.txt").write_text((place / "words.txt").read_text() * 200)
+    monkeypatch.setattr(TrainingRuns, "train", lambda *_: None)
+    monkeypatch.setattr("mlxgpt.experiments.scaling.MIN_STEPS", 1)
+    monkeypatch.setattr("mlxgpt.experiments.planning.EstimateCache.get", lambda *_: NO_ESTIMATE)
+    monkeypatch.setattr("mlxgpt.experiments.scaling._ScalingStudy._choose_plan", fixed_plan)
+    text = ["--source", "longer.txt", "--tokenizer", "char", "--block-size", "8"]
+    assert main(["scale", *text, "--budget", "5m"]) == EXIT_INTERRUPTED
+    output = capsys.readouterr()
+    assert "resume with: mlxgpt scale --source longer.txt" in output.err
+    assert "the same command resumes it" in output.out
+
+
+def fixed_plan(*_: object) -> dict[str, int]:
+    return {"first": 0, "longest": 8}
 
 
 def test_flags_are_not_abbreviated(capsys: Capture) -> None:
