@@ -1,15 +1,17 @@
-"""Train the same model with nanoGPT's own code and with mlxgpt, from the same initial weights and
-on the same batches, in float32 without dropout.
+"""Train the same model with PyTorch and with mlxgpt, from the same initial weights and on the same
+batches, in float32 without dropout: with nanoGPT's own code, or the modern recipe with a second
+implementation, modern_twin.py. Exits with 1 if the losses differ by more than the tolerance.
 
     pip install 'torch>=2.6,<3'
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/parity.py --nanogpt nanoGPT [--plot FILE.svg]
     python benchmarks/parity.py --nanogpt nanoGPT --config gpt2-124m --steps 20
+    python benchmarks/parity.py --config tier1-modern --steps 100
 
-Model, AdamW, weight decay, clipping and schedule are each project's own, except that nanoGPT's GELU
-is replaced by GPT-2's, its tanh form. mlxgpt also trains a second copy with each batch in two
-micro-batches, which is the same except for rounding: how far it gets from the first shows by how
-much two correct programs may differ.
+Model, optimizer, weight decay, clipping and schedule are each project's own, except that nanoGPT's
+GELU is replaced by GPT-2's, its tanh form. Each side also has a control, the same training except
+for rounding: mlxgpt with each batch in two micro-batches, PyTorch in float64. How far the controls
+get from the first runs shows by how much two correct programs may differ.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlxgpt  # isort: skip  # noqa: F401  loads its BLAS before mlx.core is imported
 import mlx.core as mx
@@ -39,40 +41,75 @@ from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import make_train_step
 
+if TYPE_CHECKING:
+    import torch
+
 STORIES = 4_000
 BPE_VOCAB_SIZE = 4_096
 SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
+TOLERANCE = 20  # times the largest difference of the controls so far
 
 
 def main() -> None:
-    """Print a table, and plot the losses."""
+    """Print a table and whether the losses agree, and plot them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--nanogpt", required=True, metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument(
+        "--nanogpt", metavar="DIR", help="a checkout of nanoGPT; not needed for the modern recipe"
+    )
     parser.add_argument("--config", default="tier1", help="built-in config or TOML file")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the losses")
     args = parser.parse_args()
     config, tokens = prepare(args.config, args.steps)
-    runs = [mlxgpt_losses(variant, tokens) for variant in (config, split_batches(config))]
-    parameters = initial_parameters(config)
-    runs.append(nanogpt_losses(args.nanogpt, config, tokens, parameters))
-    ours, rounding, theirs = (np.array(list(losses)) for losses in runs)
-    rows = [["step", "mlxgpt", "nanoGPT", "difference", "two micro-batches"]]
-    for step in (step for step in SHOWN_STEPS if step <= args.steps):
-        a, b, c = (losses[step - 1] for losses in (ours, theirs, rounding))
-        rows.append([f"{step}", f"{a:.6f}", f"{b:.6f}", f"{abs(a - b):.1e}", f"{abs(a - c):.1e}"])
+    is_modern = config.optim.optimizer == "muon"
+    nanogpt = None if is_modern else args.nanogpt
+    if not is_modern and not nanogpt:
+        parser.error(f"--config {args.config} is compared with nanoGPT: add --nanogpt DIR")
+    name = "PyTorch twin" if is_modern else "nanoGPT"
+    theirs, exact = (
+        np.array(list(pytorch_losses(config, tokens, nanogpt, dtype)))
+        for dtype in ("float32", "float64")
+    )
+    ours, split = (
+        np.array(list(mlxgpt_losses(variant, tokens)))
+        for variant in (config, split_batches(config))
+    )
+    difference = np.abs(ours - theirs)
+    controls = {"two micro-batches": np.abs(ours - split), "float64": np.abs(theirs - exact)}
+    allowed = allowed_difference(ours, *controls.values())
+    rows = [["step", "mlxgpt", name, "difference", *controls, "tolerance"]]
+    for n in (step - 1 for step in SHOWN_STEPS if step <= args.steps):
+        values = [f"{x[n]:.1e}" for x in (difference, *controls.values(), allowed)]
+        rows.append([f"{n + 1}", f"{ours[n]:.6f}", f"{theirs[n]:.6f}", *values])
     print("\n".join(render_markdown_table(rows)))
-    difference, expected = (np.abs(ours - other).max() for other in (theirs, rounding))
-    print(f"largest difference {difference:.1e}, with two micro-batches {expected:.1e}")
+    largest = [f"{label} {x.max():.1e}" for label, x in controls.items()]
+    print(f"largest difference {difference.max():.1e}; of the controls: {', '.join(largest)}")
     if args.plot:
-        plot(ours, theirs, np.abs(ours - rounding), args.plot)
+        plot(name, ours, theirs, controls, args.plot)
+    agrees = difference <= allowed  # False for NaN
+    if not agrees.all():
+        n = int(np.argmin(agrees))
+        sys.exit(f"step {n + 1}: the difference is {difference[n]:.1e}, above {allowed[n]:.1e}")
+    share = (difference / allowed).max()
+    print(f"within the tolerance at all {args.steps} steps, at most {share:.0%} of it")
+
+
+def allowed_difference(losses: np.ndarray, *controls: np.ndarray) -> np.ndarray:
+    """Tolerance of each step: `TOLERANCE` times the largest difference of the controls up to that
+    step, and at least that of one rounding of the loss in float32.
+    """
+    unit = np.spacing(losses.astype(np.float32))
+    return TOLERANCE * np.maximum.accumulate(np.maximum.reduce([unit, *controls]))
 
 
 def prepare(name: str, steps: int) -> tuple[Config, TokenArray]:
     """Config of float32 without dropout, and tokens of synthetic stories: characters, or BPE if the
-    vocabulary is large.
+    vocabulary is large. A warmup of half the steps or more is reduced to a fifth of them, so that
+    the learning rate also decays.
     """
     _, config = resolve_config(None, name, dropout=0.0, dtype="float32", max_steps=steps)
+    if 2 * config.optim.warmup_steps >= steps:
+        config = override_config(config, {"warmup_steps": steps // 5})
     text = "\n".join(generate_story(n, 1) for n in range(STORIES))
     tokenizer: Tokenizer = CharTokenizer(text, end_of_text=False)
     if config.model.vocab_size > BPE_VOCAB_SIZE:
@@ -115,13 +152,43 @@ def mlxgpt_losses(config: Config, tokens: TokenArray) -> Iterator[float]:
 
 def split_batches(config: Config) -> Config:
     """The config with the same batches, in twice as many micro-batches."""
-    t = config.train
-    halves = {"batch_size": t.batch_size // 2, "gradient_accumulation_steps": 2}
-    return override_config(config, halves)
+    B, A = config.train.batch_size, config.train.gradient_accumulation_steps
+    return override_config(config, {"batch_size": B // 2, "gradient_accumulation_steps": 2 * A})
+
+
+def pytorch_losses(
+    config: Config, tokens: TokenArray, nanogpt: str | None, dtype: str = "float32"
+) -> Iterator[float]:
+    """The loss of each step with PyTorch.
+
+    Args:
+        nanogpt: a checkout of nanoGPT; None: the modern recipe.
+        dtype: float32 or float64.
+    """
+    import torch
+
+    torch_dtype = getattr(torch, dtype)
+    parameters = {n: torch.tensor(p) for n, p in initial_parameters(config).items()}
+    if nanogpt:
+        return nanogpt_losses(nanogpt, config, tokens, parameters, torch_dtype)
+    import modern_twin
+
+    settings = vars(config.model) | vars(config.optim) | vars(config.train)
+    for name, value in modern_twin.SETTINGS.items():
+        if settings[name] != value:
+            sys.exit(
+                f"modern_twin.py does not implement {name} = {settings[name]}\n"
+                "use --config tier1-modern or tier2-modern."
+            )
+    return modern_twin.twin_losses(config, batches(config, tokens), parameters, torch_dtype)
 
 
 def nanogpt_losses(
-    folder: str, config: Config, tokens: TokenArray, parameters: dict[str, np.ndarray]
+    folder: str,
+    config: Config,
+    tokens: TokenArray,
+    parameters: dict[str, torch.Tensor],
+    dtype: torch.dtype,
 ) -> Iterator[float]:
     """The loss of each step with nanoGPT's model, optimizer and, as in its train.py, clipping."""
     import torch
@@ -133,8 +200,8 @@ def nanogpt_losses(
         name: getattr(m, name)
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
     }
-    model = nanogpt.GPT(nanogpt.GPTConfig(**shape))
-    state = {f"transformer.{name}": torch.tensor(value) for name, value in parameters.items()}
+    model = nanogpt.GPT(nanogpt.GPTConfig(**shape)).to(dtype)
+    state = {f"transformer.{name}": value for name, value in parameters.items()}
     state["lm_head.weight"] = state["transformer.wte.weight"]
     missing = model.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys, missing
@@ -153,7 +220,8 @@ def nanogpt_losses(
             _, loss = model(torch.tensor(inputs).long(), torch.tensor(targets).long())
             (loss / len(batch.inputs)).backward()
             total += loss.item() / len(batch.inputs)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.grad_clip)
+        if o.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), o.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield total
@@ -177,19 +245,25 @@ def nanogpt_schedule(folder: str, config: Config) -> Callable[[int], float]:
     return schedule
 
 
-def plot(ours: np.ndarray, theirs: np.ndarray, rounding: np.ndarray, path: Path) -> None:
-    """Plot both losses, and their difference with that of rounding alone."""
+def plot(
+    name: str, ours: np.ndarray, theirs: np.ndarray, controls: dict[str, np.ndarray], path: Path
+) -> None:
+    """Plot both losses, and their difference with those of the controls and the tolerance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="tight")
     losses, differences = figure.subplots(1, 2)
     steps = np.arange(1, len(ours) + 1)
-    losses.plot(steps, theirs, linewidth=4, alpha=0.4, label="nanoGPT")
+    losses.plot(steps, theirs, linewidth=4, alpha=0.4, label=name)
     losses.plot(steps, ours, linewidth=1, color="black", label="mlxgpt")
     losses.set_ylabel("training loss, nats per token")
-    differences.semilogy(steps, np.abs(ours - theirs), label="from nanoGPT")
-    differences.semilogy(steps, rounding, label="two micro-batches")
+    differences.semilogy(steps, np.abs(ours - theirs), label=f"from {name}")
+    for label, control in controls.items():
+        differences.semilogy(steps, control, linewidth=1, label=label)
+    allowed = allowed_difference(ours, *controls.values())
+    differences.semilogy(steps, allowed, linestyle="--", color="gray", label="tolerance")
     differences.set_ylabel("difference of the loss")
+    differences.set_ylim(bottom=1e-8)  # differences of 0 are not shown
     for axes in (losses, differences):
         axes.set_xlabel("step")
         axes.legend(frameon=False)
