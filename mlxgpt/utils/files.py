@@ -380,9 +380,20 @@ def replace_nonfinite(tree: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON, and raise ValueError for too deep nesting, unlike `json.loads`."""
+    """Parse JSON, and raise ValueError for too deep nesting, and for integers that no float can
+    hold, unlike `json.loads`.
+    """
     with recursion_error_as_value_error():
-        return json.loads(text)
+        return json.loads(text, parse_int=_parse_int)
+
+
+def _parse_int(text: str) -> int:
+    number = int(text)
+    try:
+        float(number)
+    except OverflowError:
+        raise ValueError(f"a number has {len(text)} digits") from None
+    return number
 
 
 @contextlib.contextmanager

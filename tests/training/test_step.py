@@ -437,3 +437,13 @@ def test_each_rank_has_a_different_dropout_key(tiny_model: Config) -> None:
     ]
     assert all(first == repeated != second for first, second, repeated in keys)
     assert len({first for first, *_ in keys}) == 3
+
+
+def test_the_gradient_norm_of_a_large_matrix_is_accurate(tiny_model: Config) -> None:
+    """MLX's sum of a whole matrix is 0.3% too small on a CPU for 3 million squares."""
+    step_function = TrainStep(GPT(tiny_model.model), tiny_model)
+    gradient = mx.random.normal((4000, 768), key=mx.random.key(0))
+    one = mx.array(1.0)
+    _, norm, *_ = step_function._compute_norm_and_scale(one, {"g": gradient}, one, one)
+    expected = np.sqrt(np.square(np.array(gradient), dtype=np.float64).sum())
+    np.testing.assert_allclose(float(norm), expected, rtol=1e-5)

@@ -291,3 +291,11 @@ def test_only_folders_may_lack_support_for_fsync(
             files.fsync_path(tmp_path)
     else:
         files.fsync_path(tmp_path)
+
+
+@pytest.mark.parametrize("digits", [310, 400, 5000])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_json_with_a_number_that_no_float_can_hold_is_a_value_error(sign: str, digits: int) -> None:
+    assert files.parse_json(f'{{"n": {sign}1{"0" * 308}}}') == {"n": int(f"{sign}1{'0' * 308}")}
+    with pytest.raises(ValueError, match="digits"):
+        files.parse_json(f'{{"n": {sign}1{"0" * (digits - 1)}}}')
