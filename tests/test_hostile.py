@@ -33,7 +33,7 @@ from mlxgpt.storage import run as runs
 from mlxgpt.training.resume import median_step_seconds
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import make_train_step
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.external_models import write_gpt2_folder
 from tests.helpers.hostile_files import (
@@ -115,7 +115,7 @@ def test_fuzzed_manifests(place: Path, count: int) -> None:
         changes, edits = example
         tree = apply_changes(json.loads(original), changes) if changes else None
         text = (
-            dump_tree(tree, files.dump_checksummed).encode()
+            dump_tree(tree, json_files.dump_checksummed).encode()
             if changes
             else apply_edits(original.encode(), edits)
         )
@@ -150,7 +150,7 @@ def test_fuzzed_checkpoint_arrays(place: Path, count: int, name: str) -> None:
         (CHECKPOINT / name).write_bytes(content)
         manifest["sha256"][name] = files.sha256_file(CHECKPOINT / name)
         del manifest["seal"]
-        dumped = files.dump_checksummed(manifest)
+        dumped = json_files.dump_checksummed(manifest)
         manifest["seal"] = ""
         (CHECKPOINT / "manifest.json").write_text(dumped)
         use_checkpoint()
@@ -173,7 +173,7 @@ def test_fuzzed_run_json_and_best_json(place: Path, count: int, name: str) -> No
         changes, edits = example
         tree = apply_changes(json.loads(original), changes) if changes else None
         text = (
-            dump_tree(tree, files.dump_checksummed).encode()
+            dump_tree(tree, json_files.dump_checksummed).encode()
             if changes
             else apply_edits(original.encode(), edits)
         )
@@ -185,7 +185,7 @@ def test_fuzzed_run_json_and_best_json(place: Path, count: int, name: str) -> No
         assert run.checkpoint_path().parent == run.checkpoints
         if name == "best.json":
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                stored = files.read_checksummed(path, runs.RUN_FORMAT)
+                stored = json_files.read_checksummed(path, runs.RUN_FORMAT)
                 recorded_best = {"step": int(stored["step"]), "val_loss": float(stored["val_loss"])}
                 assert str(best) == str(recorded_best)  # as strings, NaN equals itself
                 return
@@ -279,7 +279,7 @@ def test_fuzzed_data_folders(place: Path, count: int, name: str) -> None:
                 tree[split_name]["sha256"] = files.sha256_file(folder / name)
                 if fix_token_count:
                     tree[split_name]["tokens"] = (folder / name).stat().st_size // 2
-        text = dump_tree(tree, files.dump_checksummed).encode()
+        text = dump_tree(tree, json_files.dump_checksummed).encode()
         if name == "meta.json" and edits:
             text = apply_edits(original, edits)
         (folder / "meta.json").write_bytes(text)
@@ -389,7 +389,7 @@ def test_huge_model_config_is_refused_before_building_the_model(place: Path) -> 
     tree = json.loads(manifest.read_text())
     del tree["seal"]
     tree["model"] = toml.load_config(path).model.fingerprint
-    manifest.write_text(files.dump_checksummed(tree))
+    manifest.write_text(json_files.dump_checksummed(tree))
     with pytest.raises(UserError, match="but the checkpoint has"):
         api.generate(run="done")
 
@@ -405,7 +405,7 @@ def test_huge_array_header_is_refused(place: Path) -> None:
             manifest["sha256"]["model.safetensors"] = files.sha256_file(
                 CHECKPOINT / "model.safetensors"
             )
-            (CHECKPOINT / "manifest.json").write_text(files.dump_checksummed(manifest))
+            (CHECKPOINT / "manifest.json").write_text(json_files.dump_checksummed(manifest))
             with pytest.raises(UserError, match=r"damaged|but the checkpoint has"):
                 use_checkpoint()
 

@@ -13,7 +13,7 @@ from mlxgpt import api
 from mlxgpt.config import toml
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.storage import run as runs
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -64,6 +64,6 @@ def test_run_cannot_name_data_outside_the_data_folder(place: Path, name: str) ->
     path = SMALL_RUN / "run.json"
     tree = json.loads(path.read_text())
     del tree["seal"]
-    path.write_text(files.dump_checksummed({**tree, "data_name": name}))
+    path.write_text(json_files.dump_checksummed({**tree, "data_name": name}))
     with pytest.raises(UserError, match="is not a valid data folder name"):
         runs.open_run(SMALL_RUN)

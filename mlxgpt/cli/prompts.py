@@ -8,7 +8,7 @@ from typing import Any
 from mlxgpt.config.resolve import PathLike
 from mlxgpt.data import readers
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -44,7 +44,7 @@ def read_prompts(path: PathLike) -> list[str]:
 def _parse_json_prompts(text: str, path: PathLike) -> list[str]:
     """Parse a file that is one JSON value, such as an array; empty for other files."""
     try:
-        parsed = files.parse_json(text)
+        parsed = json_files.parse_json(text)
     except ValueError:
         return []
     entries = parsed if isinstance(parsed, list) else [parsed]
@@ -53,7 +53,7 @@ def _parse_json_prompts(text: str, path: PathLike) -> list[str]:
 
 def _parse_prompt_line(line: str, location: str) -> str:
     try:
-        return _extract_prompt(files.parse_json(line), location)
+        return _extract_prompt(json_files.parse_json(line), location)
     except ValueError:
         return _extract_prompt(None, location)
 

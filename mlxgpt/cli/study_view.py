@@ -41,7 +41,7 @@ class StudyDisplay(CompareCallback, ScaleCallback):
         self._live: Live | None = None
         self._table: Table | None = None
         self._has_checked = False
-        self._current_label = ""
+        self._current_label, self._seed = "", 0
         self._step, self._steps = 0, 1
         self._finished_count = 0.0  # finished training runs
         self._total = 1
@@ -71,7 +71,8 @@ class StudyDisplay(CompareCallback, ScaleCallback):
 
     def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
         self._preparation.close()
-        self._current_label, self._steps, self._step = f"{variant}, seed {seed}", steps, 0
+        self._current_label, self._seed = f"{variant}, seed {seed}", seed
+        self._steps, self._step = steps, 0
         self._finished_count, self._total = done, total
         if self._start_time is None:
             self._start_time, self._count_at_start = time.monotonic(), done
@@ -93,10 +94,9 @@ class StudyDisplay(CompareCallback, ScaleCallback):
         )
 
     def on_result(self, result: LengthResult) -> None:
-        is_new = bool(self._current_label)
-        label = self._current_label.replace(result.size.name, result.name)
-        done = int(self._finished_count) + is_new
-        self._show_result(label, result.losses[-1:] if is_new else [], done)
+        if self._current_label:  # otherwise the run was reused
+            label = f"{result.name}, seed {self._seed}"
+            self._show_result(label, result.losses[-1:], int(self._finished_count) + 1)
 
     def _show_result(self, label: str, losses: Sequence[float], done: int) -> None:
         """Show the loss of the run that ended, none if it was reused."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlxgpt.config import SECTIONS, Config, config_from_tree
 from mlxgpt.config.fields import iter_fields
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 RECIPES = ("classic", "modern", "racing")  # tier1.toml, tier1-modern.toml, tier1-racing.toml
@@ -29,7 +29,7 @@ def load_config(path: str | Path) -> Config:
         UserError: if it cannot be read, or has an unknown key or an invalid value.
     """
     try:
-        with files.recursion_error_as_value_error():
+        with json_files.recursion_error_as_value_error():
             # Some editors write a byte order mark.
             tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:

@@ -30,7 +30,7 @@ from mlxgpt.config import LoRAConfig, ModelConfig
 from mlxgpt.convert.huggingface import ADAPTER_FILE
 from mlxgpt.model.lora import ADAPTED_LAYERS, row_norms
 from mlxgpt.storage.checkpoint import find_non_finite
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -219,7 +219,7 @@ def read_adapters(
     """
     path = folder / ADAPTER_CONFIG
     try:
-        tree = files.read_json(path)
+        tree = json_files.read_json(path)
         # Some converters to mlx-lm leave PEFT's settings in the config, so the file decides.
         is_peft = files.is_file(folder / ADAPTER_FILE)
         if not is_peft and not files.is_file(folder / MLX_LM_ADAPTER_FILE):

@@ -26,7 +26,7 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.model.stats import count_parameters
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_gpt2_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG_JSON
     try:
-        tree = files.read_json(path)
+        tree = json_files.read_json(path)
         model_type = tree.get("model_type") or _infer_model_type(tree)
         for name, allowed in {"model_type": ("gpt2",), **GPT2_REQUIREMENTS}.items():
             value = model_type if name == "model_type" else tree.get(name, allowed[0])
@@ -280,7 +280,7 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
         if files.exists(folder / WEIGHTS_FILE):
             pass
         elif files.exists(folder / WEIGHTS_INDEX_FILE):
-            weight_map = files.read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"]
+            weight_map = json_files.read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"]
             names = sorted(set(weight_map.values()))
             if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
                 raise ValueError("its index refers to files outside the folder")

@@ -16,7 +16,7 @@ from typing import Any
 from mlxgpt.data.chat_template import CHAT_TEMPLATE
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.base import END_OF_TEXT, Tokenizer, end_of_text_token
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
             name for name in map(_token_text, _iter_special_tokens(token_settings)) if name
         }
         if files.is_file(folder / TOKENIZER_JSON):
-            tree = files.read_json(folder / TOKENIZER_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
+            tree = json_files.read_json(folder / TOKENIZER_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
         else:
             tree = _read_vocab_and_merges(folder)
         if settings.get("add_prefix_space"):
@@ -102,7 +102,11 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
 
 def _read_optional_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; empty if the file does not exist."""
-    tree = files.read_json(path, tokenizer_json.MAX_TOKENIZER_BYTES) if files.is_file(path) else {}
+    tree = (
+        json_files.read_json(path, tokenizer_json.MAX_TOKENIZER_BYTES)
+        if files.is_file(path)
+        else {}
+    )
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return tree
@@ -110,7 +114,7 @@ def _read_optional_json(path: Path) -> dict[str, Any]:
 
 def _read_vocab_and_merges(folder: Path) -> dict[str, Any]:
     """Read GPT-2's vocab.json and merges.txt as the content of a tokenizer.json."""
-    vocab = files.read_json(folder / VOCAB_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
+    vocab = json_files.read_json(folder / VOCAB_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
     merges = files.read_small(folder / MERGES_TXT, tokenizer_json.MAX_TOKENIZER_BYTES)
     lines = merges.removeprefix("\ufeff").splitlines()
     pairs = [line.split() for line in lines if not line.startswith("#version")]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 CACHE_FORMAT_VERSION = 1
@@ -39,7 +39,9 @@ class HashCache:
             return
         # Other OSErrors are raised: a file that cannot be read now must not be overwritten.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
-            entries = files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)["known"]
+            entries = json_files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)[
+                "known"
+            ]
             if isinstance(entries, dict):
                 self._entries = entries
 
@@ -81,7 +83,7 @@ class HashCache:
             tree = {"format": CACHE_FORMAT_VERSION, "known": self._entries}
             with contextlib.suppress(OSError):
                 files.write_atomically(
-                    (folder or self._folder) / CACHE_FILENAME, files.dump_checksummed(tree)
+                    (folder or self._folder) / CACHE_FILENAME, json_files.dump_checksummed(tree)
                 )
 
 

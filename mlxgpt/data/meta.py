@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxgpt.data.example_array import EXAMPLE_DTYPE
 from mlxgpt.data.token_array import dtype_for
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 META_FORMAT_VERSION = 1  # shared by meta.json, unfinished.json and progress.json
@@ -43,7 +43,7 @@ class DatasetMeta:
     val: SplitMeta
 
     def to_json(self) -> str:
-        return files.dump_checksummed(asdict(self))
+        return json_files.dump_checksummed(asdict(self))
 
     @property
     def has_examples(self) -> bool:
@@ -71,7 +71,7 @@ def read_meta(folder: Path) -> DatasetMeta:
     """
     path = folder / "meta.json"
     try:
-        tree = files.read_checksummed(path, EXAMPLES_FORMAT_VERSION)
+        tree = json_files.read_checksummed(path, EXAMPLES_FORMAT_VERSION)
         old_key, new_key = RENAMED_ORIGIN
         if old_key in tree["origin"]:
             tree["origin"][new_key] = tree["origin"].pop(old_key)

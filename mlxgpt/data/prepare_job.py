@@ -31,7 +31,7 @@ from mlxgpt.data.token_array import dtype_for, scan_token_file
 from mlxgpt.data.tokenize import encode_pieces
 from mlxgpt.data.tokenizers import bpe, tokenizer_json
 from mlxgpt.data.tokenizers.base import Tokenizer
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class PrepareJob:
         for split in SPLITS:
             with files.add_filename_to_errors(path := self.scratch_folder / f"{split}.bin"):
                 path.touch()
-        text = files.dump_checksummed({**self._identity(), "sharing": asdict(rule)})
+        text = json_files.dump_checksummed({**self._identity(), "sharing": asdict(rule)})
         files.write_atomically(self.scratch_folder / UNFINISHED_FILENAME, text)
         return rule, tokenizer
 
@@ -218,12 +218,12 @@ class PrepareJob:
         if not files.exists(unfinished_path):
             return None
         try:
-            tree = files.read_checksummed(unfinished_path, META_FORMAT_VERSION)
+            tree = json_files.read_checksummed(unfinished_path, META_FORMAT_VERSION)
             if {key: tree[key] for key in self._identity()} != self._identity():
                 raise ValueError("the data, a setting or mlxgpt has changed")
             tokenizer = tokenizer_json.load_tokenizer(self.scratch_folder / "tokenizer.json")
             if files.exists(progress_path):
-                progress = files.read_checksummed(progress_path, META_FORMAT_VERSION)
+                progress = json_files.read_checksummed(progress_path, META_FORMAT_VERSION)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
                 self.chunks = progress["chunks"]
             itemsize = int(dtype_for(tokenizer.vocab_size)[-1])
@@ -279,7 +279,7 @@ class PrepareJob:
         counts = {split: vars(count) for split, count in self.counts.items()}
         tree = {"format": META_FORMAT_VERSION, "chunks": self.chunks, **counts}
         files.write_atomically(
-            self.scratch_folder / PROGRESS_FILENAME, files.dump_checksummed(tree)
+            self.scratch_folder / PROGRESS_FILENAME, json_files.dump_checksummed(tree)
         )
 
     def _finish(self, tokenizer: Tokenizer) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from mlxgpt.data import formats
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.data.tokenizers.base import END_OF_TEXT, NUL
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 DEFAULT_COLUMN = "text"
@@ -182,7 +182,7 @@ def _iter_json(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _iter_json_lines(path)
         return
     try:
-        tree = files.parse_json(path.read_bytes().removeprefix(UTF8_BOM).decode())
+        tree = json_files.parse_json(path.read_bytes().removeprefix(UTF8_BOM).decode())
     except ValueError:
         yield from _iter_json_lines(path)
         return

@@ -18,7 +18,7 @@ from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.evaluation.sample_quality import SampleQuality
 from mlxgpt.storage.loading import find_origin_run, load_run_model, open_run_dataset
 from mlxgpt.storage.run import Run
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -108,6 +108,6 @@ def appraise(
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
         opened_run.folder / "quality.json",
-        json.dumps(files.replace_nonfinite(tree), indent=1, ensure_ascii=False) + "\n",
+        json.dumps(json_files.replace_nonfinite(tree), indent=1, ensure_ascii=False) + "\n",
     )
     return result

@@ -27,7 +27,7 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -342,7 +342,7 @@ def _parse_example(line: bytes, location: str) -> HellaSwagExample:
         )
 
     try:
-        row = files.parse_json(line.decode("utf-8"))
+        row = json_files.parse_json(line.decode("utf-8"))
     except ValueError as error:
         raise format_error("is not a JSON object") from error
     if not isinstance(row, dict):

@@ -22,7 +22,7 @@ from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback, CompareRequest
 from mlxgpt.experiments.variants import Variant, parse_vary
 from mlxgpt.training.callbacks import CallbackList
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -164,7 +164,7 @@ def write_comparison_files(record: ComparisonRecord, folder: Path) -> tuple[Path
     """
     name = record.name + "-final" * (record.judged_on == "validation")
     json_path, markdown_path = folder / f"{name}.json", folder / f"{name}.md"
-    tree = files.replace_nonfinite(asdict(record))
+    tree = json_files.replace_nonfinite(asdict(record))
     files.write_atomically(json_path, json.dumps(tree, indent=1) + "\n")
     files.write_atomically(markdown_path, report.render_comparison(record))
     return json_path, markdown_path

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlxgpt.config import Config, toml
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.experiments.variants import weight_affecting
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 REGISTRY_FILE, REGISTRY_FORMAT = "ledger.json", 1
@@ -46,7 +46,7 @@ class Registry:
         """Write the registry to its folder."""
         tree = {**asdict(self), "format": REGISTRY_FORMAT}
         del tree["folder"]
-        files.write_atomically(self.folder / REGISTRY_FILE, files.dump_checksummed(tree))
+        files.write_atomically(self.folder / REGISTRY_FILE, json_files.dump_checksummed(tree))
 
 
 def open_registry(folder: Path) -> Registry:
@@ -58,7 +58,7 @@ def open_registry(folder: Path) -> Registry:
     """
     path = folder / REGISTRY_FILE
     try:
-        tree = files.read_checksummed(path, REGISTRY_FORMAT)
+        tree = json_files.read_checksummed(path, REGISTRY_FORMAT)
         return Registry(
             folder,
             {str(key): int(steps) for key, steps in tree["plan"].items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mlxgpt.experiments.curves import Speedup
 from mlxgpt.experiments.results import ComparisonRecord, VariantResult
@@ -24,9 +24,8 @@ COMPARISON_COLUMNS = (
 
 def render_comparison(record: ComparisonRecord) -> str:
     """Render a record as Markdown, without its learning curves."""
-    separator = ("---",) * len(COMPARISON_COLUMNS)
-    rows = [COMPARISON_COLUMNS, separator, *map(format_variant_row, record.variants)]
-    sections = [_render_table(rows), *format_notes(record), *_render_runs(record)]
+    table = render_table(COMPARISON_COLUMNS, map(format_variant_row, record.variants))
+    sections = [table, *format_notes(record), *_render_runs(record)]
     return "\n\n".join([f"# {record.name}", *sections]) + "\n"
 
 
@@ -84,7 +83,7 @@ def format_notes(record: ComparisonRecord) -> list[str]:
 
 def _render_runs(record: ComparisonRecord) -> list[str]:
     header = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "per seed")
-    rows = [header, ("---",) * len(header)]
+    rows = []
     for result in record.variants:
         # A run that was resumed for its last step has no measured speed.
         run_seconds = [run.curve.seconds[-1] for run in result.trainings if run.curve]
@@ -96,11 +95,13 @@ def _render_runs(record: ComparisonRecord) -> list[str]:
     caption = (
         "Seconds: median training time, without evaluation, checkpoints and compilation. Machine:"
     )
-    return [_render_table(rows), f"{caption} {record.machine}."]
+    return [render_table(header, rows), f"{caption} {record.machine}."]
 
 
-def _render_table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Render a Markdown table."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _format_difference(difference: PairedDifference) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxgpt.experiments.curves import LearningCurve, Speedup
 from mlxgpt.experiments.statistics import PairedDifference
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -102,7 +102,7 @@ def parse_comparison_record(text: str) -> ComparisonRecord:
         UserError: if it is not a valid record.
     """
     try:
-        tree = files.parse_json(text)
+        tree = json_files.parse_json(text)
         drift = tree["drift"]
         text_fields = ("name", "budget", "data", "judged_on", "machine")
         return ComparisonRecord(

@@ -46,7 +46,7 @@ from mlxgpt.training.auto_size import (
 from mlxgpt.training.callbacks import CallbackList
 from mlxgpt.training.scaling_law import law_path, write_scaling_law
 from mlxgpt.training.setup import fit_to_data, set_max_steps
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ def scale(
     Four sizes are trained for three lengths each, every length with its own learning-rate schedule.
     A law is fitted to their losses, and a fifth size tests it. Losses are those of the end of the
     training text, which is held out. The same call resumes; no run is trained twice. The result is
-    also written to runs/compare/NAME, and `train` with `max_minutes` uses the law.
+    also written to runs/compare/NAME. If the test is as predicted, `train` with `max_minutes` uses
+    the law.
 
     Args:
         budget: time for all runs together, such as `2h`; it determines sizes and lengths.
@@ -127,8 +128,9 @@ def scale(
             record.fit = fit_scaling_law([result.point for result in record.fitted])
             minutes = {*ADVICE_MINUTES, parsed_budget.amount / 60}
             record.advice = study.advise(record.fit, sorted(minutes))
-            write_scaling_law(law_path(runs_folder, config, dataset), record.fit.law)
-        tree = files.replace_nonfinite(asdict(record))
+            if record.law_holds:
+                write_scaling_law(law_path(runs_folder, config, dataset), record.fit.law)
+        tree = json_files.replace_nonfinite(asdict(record))
         files.write_atomically(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
         files.write_atomically(folder / f"{name}.md", scaling_report.render_scaling(record))
     return record

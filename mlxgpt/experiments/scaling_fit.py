@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class ScalingFit:
     def errors(self) -> dict[str, tuple[float, float]]:
         """95% interval of each number of the law."""
         columns = np.array([astuple(law) for law in self.resampled]).T
-        names = ("limit", "a", "alpha", "b", "beta")
+        names = [field.name for field in fields(ScalingLaw)]
         return {name: _central(column) for name, column in zip(names, columns, strict=True)}
 
     def tokens_per_parameter(self, flops: float) -> tuple[float, float, float]:

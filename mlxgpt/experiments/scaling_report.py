@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+from mlxgpt.experiments.report import render_table
 from mlxgpt.experiments.scaling_fit import ScalingFit
 from mlxgpt.experiments.scaling_results import LengthResult, ScalingRecord, SizeAdvice
 from mlxgpt.training.auto_size import MAX_EFFECTIVE_EPOCHS
@@ -15,11 +16,11 @@ ADVICE_COLUMNS = ("minutes", "size", "parameters", "tokens", "epochs", "bits per
 
 def render_scaling(record: ScalingRecord) -> str:
     """Render a record as Markdown."""
-    results = _render_table(RESULT_COLUMNS, [format_result_row(record, r) for r in record.results])
+    results = render_table(RESULT_COLUMNS, [format_result_row(record, r) for r in record.results])
     sections = [f"# {record.name}", results, *format_scaling_notes(record)]
     if record.advice:
         rows = [format_advice_row(advice) for advice in record.advice]
-        sections += ["## Which size for which time", _render_table(ADVICE_COLUMNS, rows)]
+        sections += ["## Which size for which time", render_table(ADVICE_COLUMNS, rows)]
         sections += format_advice_notes(record)
     return "\n\n".join([*sections, f"Machine: {record.machine}."]) + "\n"
 
@@ -71,11 +72,10 @@ def format_test(record: ScalingRecord, fit: ScalingFit) -> str:
     """Whether the law predicted the test."""
     test = record.test
     low, high = fit.interval(test.size.parameters, test.tokens)
-    loss = statistics.fmean(test.losses)
-    verdict = "inside" if low <= loss <= high else "outside: do not rely on the law"
+    verdict = "inside" if record.law_holds else "outside: do not rely on the law"
     return (
         f"Test: for {test.size.name}, which it was not fitted to, the law predicts {low:.4f} to "
-        f"{high:.4f}; measured: {loss:.4f}, {verdict}."
+        f"{high:.4f}; measured: {test.point.loss:.4f}, {verdict}."
     )
 
 
@@ -115,8 +115,3 @@ def format_advice_notes(record: ScalingRecord) -> list[str]:
             "teaches less than new text. Use more text for such a time."
         )
     return paragraphs
-
-
-def _render_table(header: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

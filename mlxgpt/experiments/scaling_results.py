@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mlxgpt.experiments.scaling_fit import ScalingFit, ScalingPoint
 from mlxgpt.training.scaling_law import ScalingLaw
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -99,6 +99,14 @@ class ScalingRecord:
         """All results, the test last."""
         return [*self.fitted, self.test]
 
+    @property
+    def law_holds(self) -> bool:
+        """Whether there is a law, and the loss of the test is in the interval that it predicts."""
+        if not self.fit:
+            return False
+        low, high = self.fit.interval(self.test.size.parameters, self.test.tokens)
+        return low <= self.test.point.loss <= high
+
 
 def parse_scaling_record(text: str) -> ScalingRecord:
     """Parse a record from JSON.
@@ -107,40 +115,65 @@ def parse_scaling_record(text: str) -> ScalingRecord:
         UserError: if it is not a valid record.
     """
     try:
-        tree = files.parse_json(text)
-        return ScalingRecord(
+        tree = json_files.parse_json(text)
+        record = ScalingRecord(
             name=str(tree["name"]),
             budget=str(tree["budget"]),
             recipe=str(tree["recipe"]),
             data=str(tree["data"]),
-            train_tokens=int(tree["train_tokens"]),
+            train_tokens=_parse_positive(tree["train_tokens"]),
             held_out_bytes=int(tree["held_out_bytes"]),
             machine=str(tree["machine"]),
             fitted=[_parse_result(result) for result in tree["fitted"]],
             test=_parse_result(tree["test"]),
             fit=_parse_fit(tree["fit"]) if tree["fit"] else None,
-            advice=[
-                SizeAdvice(**{**advice, "size": ModelSize(**advice["size"])})
-                for advice in tree["advice"]
-            ],
+            advice=[_parse_advice(advice) for advice in tree["advice"]],
             interrupted=bool(tree["interrupted"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if not record.fitted or (record.fit and not all(r.losses for r in record.results)):
+            raise ValueError("a law without losses")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
             "this is not a valid scaling study",
             "use the JSON file that `mlxgpt scale` wrote to runs/compare.",
         ) from error
+    return record
+
+
+def _parse_positive(value: Any) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{number} is not positive")
+    return number
+
+
+def _parse_size(tree: dict[str, Any]) -> ModelSize:
+    layers, width, parameters = (
+        _parse_positive(tree[name]) for name in ("n_layer", "n_embd", "parameters")
+    )
+    return ModelSize(layers, width, parameters, float(tree["step_seconds"]))
 
 
 def _parse_result(tree: dict[str, Any]) -> LengthResult:
     losses = [float("inf") if loss is None else float(loss) for loss in tree["losses"]]
-    return LengthResult(ModelSize(**tree["size"]), int(tree["steps"]), int(tree["tokens"]), losses)
+    size, tokens = _parse_size(tree["size"]), _parse_positive(tree["tokens"])
+    return LengthResult(size, _parse_positive(tree["steps"]), tokens, losses)
+
+
+def _parse_advice(tree: dict[str, Any]) -> SizeAdvice:
+    epochs, *losses = (float(tree[name]) for name in ("epochs", "loss", "low", "high"))
+    size, tokens = _parse_size(tree["size"]), _parse_positive(tree["tokens"])
+    return SizeAdvice(float(tree["minutes"]), size, tokens, epochs, *losses)
 
 
 def _parse_fit(tree: dict[str, Any]) -> ScalingFit:
     return ScalingFit(
-        ScalingLaw(**tree["law"]),
-        [ScalingLaw(**law) for law in tree["resampled"]],
+        _parse_law(tree["law"]),
+        [_parse_law(law) for law in tree["resampled"]],
         float(tree["residual"]),
-        int(tree["degrees_of_freedom"]),
+        _parse_positive(tree["degrees_of_freedom"]),
     )
+
+
+def _parse_law(tree: dict[str, Any]) -> ScalingLaw:
+    return ScalingLaw(**{field.name: float(tree[field.name]) for field in fields(ScalingLaw)})

@@ -17,7 +17,7 @@ from mlxgpt.html_report.run_metrics import X_AXES, RunMetrics, load_run_metrics
 from mlxgpt.model.stats import count_parameters, count_trained_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.finetune import ARCHITECTURE_FIELDS
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 
 
 def build_runs_page(runs: Sequence[Run]) -> Page:
@@ -265,7 +265,7 @@ def _add_sample_quality(page: Page, run: Run, level: int) -> None:
     if not files.is_file(path):
         return
     try:
-        columns = files.parse_json(files.read_small(path))["columns"]
+        columns = json_files.parse_json(files.read_small(path))["columns"]
         rows = [["", *map(str, columns), "better"]]
         for metric in METRICS:
             values = [column[metric.name] for column in columns.values()]

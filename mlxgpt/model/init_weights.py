@@ -52,6 +52,7 @@ def _add_induction_head(values: dict[str, mx.array], config: ModelConfig, key: m
     C, D = config.n_embd, config.n_embd // config.n_head
     if min(config.n_layer, config.n_head) < 2 or config.position != "rope":
         return
+    # MLX has no QR decomposition on GPUs.
     basis, _ = mx.linalg.qr(mx.random.normal((C, C), key=key), stream=mx.cpu)
     basis[:, 0] = 0  # the constant channel, below
     source, copy = basis[:D], basis[D : 2 * D]  # [D, C], orthogonal to each other

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from starlette.requests import Request
 
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 MAX_PROMPT_CHARS = 100_000
@@ -236,7 +236,7 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
         UserError: if it is not a JSON object, or a field has the wrong type or is out of bounds.
     """
     try:
-        tree = files.parse_json((await request.body()).decode())
+        tree = json_files.parse_json((await request.body()).decode())
     except ValueError as error:
         raise UserError("the body is not valid JSON", "send an object, such as {}.") from error
     if not isinstance(tree, dict):

@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from mlxgpt.backend import device_errors, memory_limits
 from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 CHECKPOINT_FORMAT = 2  # format 1 had no spike guard state
@@ -82,7 +82,7 @@ def save_checkpoint(
         ):
             save_arrays(scratch / name, arrays)
             hashes[name] = files.sha256_file(scratch / name)
-        manifest = files.dump_checksummed(
+        manifest = json_files.dump_checksummed(
             {
                 "format": CHECKPOINT_FORMAT,
                 "step": checkpoint.step,
@@ -124,7 +124,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     file_names = (MODEL_FILE, OPTIMIZER_FILE) if with_optimizer else (MODEL_FILE,)
     try:
         files.reject_symlinks(path)
-        manifest = files.read_checksummed(path / MANIFEST_FILE, CHECKPOINT_FORMAT)
+        manifest = json_files.read_checksummed(path / MANIFEST_FILE, CHECKPOINT_FORMAT)
         if checkpoint_folder(path.parent, manifest["step"]) != path:
             raise ValueError(f"its manifest is for step {manifest['step']}")
         for name in file_names:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxgpt.config.fields import MAX_INT
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 RUN_FILE = "run.json"
@@ -171,7 +171,7 @@ class RunLogs:
         with self._open_log(name) as file:
             for line in file:
                 with contextlib.suppress(ValueError):
-                    record = files.parse_json(line.decode("utf-8"))
+                    record = json_files.parse_json(line.decode("utf-8"))
                     step = record.get("step") if isinstance(record, dict) else None
                     if isinstance(step, int) and 0 <= step <= MAX_INT:
                         yield record

@@ -34,7 +34,7 @@ from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.logs import RUN_FILE, RunLogs
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Run(RunLogs):
         """
         path = self.folder / BEST_FILE
         try:
-            tree = files.read_checksummed(path, RUN_FORMAT)
+            tree = json_files.read_checksummed(path, RUN_FORMAT)
             return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
         except FileNotFoundError:
             return None
@@ -151,7 +151,7 @@ class Run(RunLogs):
         """Record the best checkpoint."""
         best = {"format": RUN_FORMAT, "step": step, "val_loss": val_loss}
         self.check_folder_exists()
-        files.write_atomically(self.folder / BEST_FILE, files.dump_checksummed(best))
+        files.write_atomically(self.folder / BEST_FILE, json_files.dump_checksummed(best))
 
     def save(
         self,
@@ -279,7 +279,7 @@ def create_run(run: Run, chat_template: str | None = None) -> None:
         for name, text in (
             (CONFIG_TOML, toml.config_to_toml(run.config)),
             (TOKENIZER_FILE, run.tokenizer.to_json()),
-            (RUN_FILE, files.dump_checksummed(metadata)),
+            (RUN_FILE, json_files.dump_checksummed(metadata)),
             (CHAT_TEMPLATE, chat_template),
         ):
             if text is None:
@@ -302,7 +302,7 @@ def open_run(folder: Path) -> Run:
     """
     files.reject_symlinks(folder)
     try:
-        metadata = files.read_checksummed(folder / RUN_FILE, RUN_FORMAT)
+        metadata = json_files.read_checksummed(folder / RUN_FILE, RUN_FORMAT)
         data_name, data_fingerprint = metadata["data_name"], metadata["data_fingerprint"]
         if data_name is not None or data_fingerprint is not None or metadata["format"] < 3:
             data_name, data_fingerprint = _check_data_name(data_name), str(data_fingerprint)

@@ -7,12 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ def write_scaling_law(path: Path, law: ScalingLaw) -> None:
     """Write a law to `law_path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tree = {**asdict(law), "format": LAW_FORMAT}
-    files.write_atomically(path, files.dump_checksummed(tree))
+    files.write_atomically(path, json_files.dump_checksummed(tree))
 
 
 def find_scaling_law(path: Path) -> ScalingLaw | None:
     """Read a law; None if there is none, or if it is damaged, which is logged."""
     try:
-        tree = files.read_checksummed(path, LAW_FORMAT)
-        return ScalingLaw(*(float(tree[k]) for k in ("limit", "a", "alpha", "b", "beta")))
+        tree = json_files.read_checksummed(path, LAW_FORMAT)
+        return ScalingLaw(*(float(tree[field.name]) for field in fields(ScalingLaw)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -195,7 +195,8 @@ class TrainStep:
         summed into the clipped mean gradient, and whether to apply the step.
         """
         loss = loss / part_count
-        # Row by row: on a CPU, MLX's float32 sum of a whole matrix is too small by up to several %.
+        # Row by row: on a CPU, MLX adds the values of an array one by one (its issues 488 and 4379)
+        # and the sum of a large matrix is too small by up to several percent.
         row_sums = (mx.square(g).sum(axis=-1) for g in gradients.values())
         squares = sum((rows.sum() for rows in row_sums), mx.array(0.0))
         grad_norm = mx.sqrt(squares) / part_count

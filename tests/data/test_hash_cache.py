@@ -20,7 +20,7 @@ from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.prepare import find_or_prepare
 from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.files import dump_checksummed
+from mlxgpt.utils.json_files import dump_checksummed
 
 
 class ReadLog(list[str]):

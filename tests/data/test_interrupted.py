@@ -19,7 +19,7 @@ from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.preparation import PrepareRecorder, prepare_and_read, read_folder_files
 
@@ -88,8 +88,8 @@ def test_interruption_before_or_after_encoding(
 
 
 def change_field(path: Path, key: str, value: object) -> None:
-    tree = files.read_checksummed(path, 1)
-    path.write_text(files.dump_checksummed({**tree, key: value}))
+    tree = json_files.read_checksummed(path, 1)
+    path.write_text(json_files.dump_checksummed({**tree, key: value}))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

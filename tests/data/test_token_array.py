@@ -16,7 +16,7 @@ from mlxgpt.data.prepare import find_or_prepare
 from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import TokenArray, blocks_per_epoch
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -171,13 +171,13 @@ def test_another_tokenizer_of_the_same_size_is_detected(folder: Path) -> None:
 
 def test_array_with_an_id_outside_the_vocabulary_is_refused(folder: Path) -> None:
     """Even if hash and seal match the file."""
-    tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
+    tree = json_files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
     ids = np.fromfile(folder / "train.bin", dtype="<u2")
     for token_id, is_valid in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
         ids[3] = token_id
         ids.tofile(folder / "train.bin")
         tree["train"]["sha256"] = files.sha256_file(folder / "train.bin")
-        (folder / "meta.json").write_text(files.dump_checksummed(tree))
+        (folder / "meta.json").write_text(json_files.dump_checksummed(tree))
         if is_valid:
             open_dataset(folder)
         else:
@@ -186,8 +186,8 @@ def test_array_with_an_id_outside_the_vocabulary_is_refused(folder: Path) -> Non
 
 
 def test_arrays_of_another_dtype_are_refused(folder: Path) -> None:
-    tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
-    (folder / "meta.json").write_text(files.dump_checksummed({**tree, "dtype": "<i2"}))
+    tree = json_files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
+    (folder / "meta.json").write_text(json_files.dump_checksummed({**tree, "dtype": "<i2"}))
     with pytest.raises(UserError, match="its fields are inconsistent"):
         open_dataset(folder)
 

@@ -146,6 +146,16 @@ def test_max_minutes_uses_the_law(monkeypatch: pytest.MonkeyPatch, caplog: Any) 
     assert "by the scaling law of this text" in caplog.text
 
 
+def test_a_law_that_fails_its_test_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laws = home / "runs" / "compare" / "laws"
+    fake_losses(monkeypatch, lambda n, d: 0.1 / n + (n > 0.85))
+    assert not run_scale().law_holds
+    assert not laws.exists()
+    fake_losses(monkeypatch, lambda n, d: 0.1 / n)
+    assert run_scale().law_holds
+    assert len(list(laws.iterdir())) == 1
+
+
 def test_a_diverged_run_gives_no_law(monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
     fake_losses(monkeypatch, lambda n, d: math.inf if n > 0.85 else 1.0)
     record = run_scale()

@@ -9,7 +9,7 @@ from mlxgpt.experiments.results import ComparisonRecord, parse_comparison_record
 from mlxgpt.experiments.verdict import assign_verdicts
 from mlxgpt.html_report.compare_page import build_comparison_page
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.files import replace_nonfinite
+from mlxgpt.utils.json_files import replace_nonfinite
 from tests.helpers.comparisons import (
     make_comparison_record,
     make_diverged_variant,

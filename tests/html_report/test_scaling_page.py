@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,3 +37,12 @@ def test_report_makes_the_page_from_json(tmp_path: Path) -> None:
     assert "Scaling: law" in page.read_text()
     with pytest.raises(UserError, match="several comparisons"):
         api.report(path, path)
+
+
+def test_a_diverged_run_is_left_out_of_the_plots() -> None:
+    record = make_scaling_record()
+    record.fit, record.advice = None, []
+    record.fitted[0].losses[1] = math.inf
+    html = build_scaling_page(record).to_html()
+    assert "<svg" in html
+    assert "diverged" in html

@@ -71,3 +71,17 @@ def test_no_induction_head_where_it_is_not_possible() -> None:
         first, second = (flatten_params(model.parameters()) for model in models)
         for name, value in first.items():
             assert (value == second[name]).all(), name
+
+
+def test_the_qr_decomposition_is_not_computed_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX refuses it there, with the default stream."""
+    real = mx.linalg.qr
+
+    def qr_of_a_gpu(a: mx.array, *, stream: object = None) -> Any:
+        if stream != mx.cpu:
+            raise ValueError("[linalg::qr] This op is not yet supported on the GPU.")
+        return real(a, stream=mx.cpu)
+
+    monkeypatch.setattr(mx.linalg, "qr", qr_of_a_gpu)
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 5}
+    GPT(ModelConfig(**shape, position="rope", induction_head=True))

@@ -34,7 +34,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:Futur
 
 TEXTS = [
     ("There were", " two foxes.", " dogs"),
-    ("There were so many foxes that", " the dog ran.", " the dog saw a fox, or a dog, or a cat."),
+    (
+        "There were three foxes, and then",
+        " the dog ran.",
+        " the dog saw a fox, or a dog, or a cat.",
+    ),
     ("Who", " is there?", "?"),
     ("The quick brown fox jumps over the", " lazy dog", " moon and over the sun."),
 ]

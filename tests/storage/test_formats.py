@@ -15,7 +15,7 @@ from mlxgpt.config import Config, override_config
 from mlxgpt.data.meta import META_FORMAT_VERSION
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from tests.helpers.training_runs import final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -65,9 +65,9 @@ def test_a_run_on_synthetic_stories_named_storybook_is_resumed(home: Path, tiny:
     short = override_config(tiny, {"max_steps": 4, "decay_steps": 8})
     run_folder = api.train(config=short, source="synthetic", run="old").run
     meta_path, config_path = dataset.folder / "meta.json", run_folder / "config.toml"
-    meta = files.read_checksummed(meta_path, META_FORMAT_VERSION)
+    meta = json_files.read_checksummed(meta_path, META_FORMAT_VERSION)
     meta["origin"] = {"storybook": meta["origin"].pop("synthetic"), **meta["origin"]}
-    meta_path.write_text(files.dump_checksummed(meta), encoding="utf-8")
+    meta_path.write_text(json_files.dump_checksummed(meta), encoding="utf-8")
     toml = config_path.read_text(encoding="utf-8")
     toml = toml.replace('source = ["synthetic"]', 'source = ["storybook"]')
     config_path.write_text(toml, encoding="utf-8")

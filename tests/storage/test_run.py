@@ -16,7 +16,7 @@ from mlxgpt import api
 from mlxgpt.backend import safetensors_io
 from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
-from mlxgpt.utils import files
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.failing_files import ERRNOS, failing_open, make_os_error
 
@@ -106,8 +106,8 @@ def test_a_changed_number_of_heads_is_refused(runs_dir: Path) -> None:
         loading.load_model(run)
     manifest = run.checkpoint_path("best") / checkpoint.MANIFEST_FILE
     tree = json.loads(manifest.read_text())
-    del tree["model"], tree[files.CHECKSUM_KEY]
-    manifest.write_text(files.dump_checksummed(tree))
+    del tree["model"], tree[json_files.CHECKSUM_KEY]
+    manifest.write_text(json_files.dump_checksummed(tree))
     loading.load_model(run)
 
 

@@ -20,7 +20,7 @@ from mlxgpt.data.tokenizers.bpe import (
     token_bytes_to_string,
 )
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.utils import files
+from mlxgpt.utils import files, json_files
 from mlxgpt.utils.errors import UserError
 
 MAX_TOKENIZER_BYTES = 1 << 26  # 64 MiB; GPT-2's tokenizer.json has 3.6 MB
@@ -35,8 +35,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     try:
         text = files.read_small(path, MAX_TOKENIZER_BYTES)
-        with files.recursion_error_as_value_error():
-            tree = files.parse_json(text)
+        with json_files.recursion_error_as_value_error():
+            tree = json_files.parse_json(text)
             end_tokens = [
                 token["content"] for token in tree["added_tokens"] if token.get(END_OF_TEXT_KEY)
             ]
