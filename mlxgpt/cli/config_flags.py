@@ -146,8 +146,8 @@ def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> No
     base.add_argument(
         "--config",
         metavar="FILE",
-        help="instead of --tier: a TOML file, or a built-in config: gpt2-124m, gpt1-117m "
-        "(default: none)",
+        help="instead of --tier: a TOML file, or a built-in config: gpt2-124m, gpt1-117m, "
+        "tier2-pt (default: none)",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from mlxgpt.config import override_config, toml
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.hub import HUB_DATASETS
 from tests.helpers.fake_hub import (
@@ -151,6 +152,76 @@ def test_rate_limit_during_a_download_without_mirror_is_waited_for(
         _, err = process.communicate()
         assert process.returncode == 130
         assert "Traceback" not in err
+
+
+# Portuguese.
+
+ARTICLES = [f"A região número {n} é uma das nações do coração da América." for n in range(400)]
+PORTUGUESE_CARD = """---
+license: cc-by-sa-3.0
+language:
+- pt
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+---
+"""
+
+
+def make_portuguese_hub(column: str = "text", failure: str = "") -> Hub:
+    """Make a hub with the Portuguese Wikipedia: one split in several files, as its card says."""
+    files = {
+        "README.md": PORTUGUESE_CARD.encode(),
+        "data/train-00000-of-00002.parquet": to_parquet(ARTICLES[:250], column),
+        "data/train-00001-of-00002.parquet": to_parquet(ARTICLES[250:], column),
+    }
+    return Hub({"TucanoBR/wikipedia-PT": Repository({"main": files})}, failure)
+
+
+TRAIN_PORTUGUESE = ("train", "--config", "tier2-pt", "--vocab-size", "320")
+
+
+def test_portuguese_config_trains_with_one_command(tmp_path: Path) -> None:
+    small = ("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "16")
+    short = ("--max-steps", "2", "--warmup-steps", "1", "--batch-size", "2", "--run", "pt")
+    with run_offline_machine(tmp_path, make_portuguese_hub()) as client:
+        code, _, err = client.run(*TRAIN_PORTUGUESE, *small, *short)
+        assert code == 0, err
+        client.hub = REFUSED_ADDRESS
+        code, out, err = client.run("generate", "O coração é", "--run", "pt", "--max-tokens", "4")
+        assert code == 0, err
+        assert "O coração é" in out
+    dataset = open_dataset(tmp_path / "data" / "TucanoBR-wikipedia-PT-bpe320")
+    train, val = decode_splits(dataset)
+    assert sorted(train + val) == sorted(ARTICLES)
+    assert 0 < len(val) < 40
+    assert dataset.meta.origin["hub"] == "TucanoBR/wikipedia-PT"
+    # Letters with accents are merged as others are.
+    assert len(dataset.tokenizer.encode(" coração")) == 1
+
+
+def test_portuguese_config_differs_from_tier2_only_in_its_source() -> None:
+    portuguese = toml.load_config(toml.find_builtin_configs()["tier2-pt"])
+    assert list(portuguese.data.source) == ["hf:TucanoBR/wikipedia-PT"]
+    assert override_config(portuguese, {"source": "tinystories"}) == toml.load_tier_config(2)
+
+
+def test_failed_download_of_the_portuguese_text_leaves_nothing(tmp_path: Path) -> None:
+    renamed = "TucanoBR/wikipedia-PT has no text column 'text'; available: texto"
+    limited = f"TucanoBR/wikipedia-PT {DOWNLOAD_FAILED}HTTP status 429)"
+    for name, hub, problem, remedy in (
+        ("renamed", make_portuguese_hub("texto"), renamed, "hf:TucanoBR/wikipedia-PT:COLUMN"),
+        ("limited", make_portuguese_hub(failure="429"), limited, "--source FILE"),
+    ):
+        with run_offline_machine(tmp_path / name, hub) as client:
+            code, out, err = client.run(*TRAIN_PORTUGUESE)
+        assert (code, out) == (2, ""), err
+        assert f"mlxgpt: {problem}" in err
+        assert remedy in err.splitlines()[-1]
+        assert not (tmp_path / name / "data").exists()
+        assert not (tmp_path / name / "runs").exists()
 
 
 # Any dataset.
