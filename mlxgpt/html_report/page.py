@@ -13,7 +13,9 @@ from html import escape
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 
+from mlxgpt.html_report.language import language_tag, translate
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -49,9 +51,10 @@ class Figure:
 
     def to_html(self) -> str:
         """Render the figure with its caption."""
-        svg_tag = f'<svg role="img" aria-label="{_escape_html(self.alt_text)}" '
+        svg_tag = f'<svg role="img" aria-label="{_escape_html(translate(self.alt_text))}" '
         svg = self.svg.replace("<svg ", svg_tag)
-        return f"<figure>{svg}<figcaption>{_escape_html(self.caption)}</figcaption></figure>"
+        caption = _escape_html(translate(self.caption))
+        return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
 # Line colors have a contrast of at least 4.5:1, so that text can use them, too.
@@ -97,6 +100,15 @@ _markdown_parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 _markdown_parser.disable(["image", "link", "autolink", "html_block", "html_inline"])
 
 
+def _translate_markdown(state: StateCore) -> None:
+    for token in state.tokens:
+        if token.type == "inline":
+            token.content = translate(token.content.replace("\n", " "))
+
+
+_markdown_parser.core.ruler.before("inline", "translate", _translate_markdown)
+
+
 @dataclass
 class Page:
     """HTML page under construction.
@@ -113,11 +125,11 @@ class Page:
 
     def add_heading(self, text: str, level: int = 2) -> None:
         """Add a heading; level 1 is the title."""
-        self.parts.append(f"<h{level}>{_escape_html(text)}</h{level}>")
+        self.parts.append(f"<h{level}>{_escape_html(translate(text))}</h{level}>")
 
     def add_paragraph(self, text: str) -> None:
         """Add a paragraph."""
-        self.parts.append(f"<p>{_escape_html(text)}</p>")
+        self.parts.append(f"<p>{_escape_html(translate(text))}</p>")
 
     def add_preformatted(self, text: str) -> None:
         """Add text with its line breaks preserved."""
@@ -155,12 +167,12 @@ class Page:
             checked = " checked" if n == 0 else ""
             inputs.append(
                 f'<input type="radio" name="{group_id}" id="{tab_id}"{checked}>'
-                f'<label for="{tab_id}">{_escape_html(label)}</label>'
+                f'<label for="{tab_id}">{_escape_html(translate(label))}</label>'
             )
             panels.append(f'<div class="chosen {tab_id}">{figure.to_html()}</div>')
         self.parts.append(
             f"<style>{' '.join(rules)}</style>"
-            f'<fieldset class="choice"><legend>{_escape_html(name)}</legend>'
+            f'<fieldset class="choice"><legend>{_escape_html(translate(name))}</legend>'
             f"{''.join(inputs)}{''.join(panels)}</fieldset>"
         )
 
@@ -170,7 +182,7 @@ class Page:
         Args:
             name: what the table shows, for screen readers.
         """
-        header, *body_rows = rows
+        header, *body_rows = [[*map(translate, row)] for row in rows]
         thead = "".join(
             f'<th scope="col">{_escape_html(cell)}</th>' if cell else "<td></td>" for cell in header
         )
@@ -185,16 +197,17 @@ class Page:
 
     def _open_scroll_region(self, name: str) -> str:
         """Opening tag of a focusable region in which wide tables scroll; its label is unique."""
+        name = translate(name)
         self._table_names[name] += 1
         name += f", {self._table_names[name]}" * (self._table_names[name] > 1)
         return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape_html(name)}">'
 
     def to_html(self, refresh: int | None = None) -> str:
         """Render the whole page; browsers reload it every `refresh` seconds."""
-        title = _escape_html(self.title)
+        title = _escape_html(translate(self.title))
         refresh_meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<!doctype html>\n<html lang="{language_tag()}"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"{GENERATOR_META}{refresh_meta}<title>{title}</title>"
             f"<style>{CSS_COLORS}{CSS_RULES}</style></head>\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt.html_report.language import translate
 from mlxgpt.html_report.page import replace_unprintable
 from mlxgpt.utils.errors import UserError
 
@@ -72,9 +73,9 @@ def plot_lines(
             axes.axvline(x, color=MUTED_COLOR, linewidth=0.8, linestyle=(0, (1, 2)))
             transform = axes.get_xaxis_transform()
             place = {"rotation": 90, "va": "top", "ha": "right", "transform": transform}
-            axes.text(x, 0.98, f"{label} ", color=MUTED_COLOR, fontsize=6.5, **place)
-        axes.set_xlabel(replace_unprintable(x_label))
-        axes.set_ylabel(replace_unprintable(y_label))
+            axes.text(x, 0.98, f"{translate(label)} ", color=MUTED_COLOR, fontsize=6.5, **place)
+        axes.set_xlabel(replace_unprintable(translate(x_label)))
+        axes.set_ylabel(replace_unprintable(translate(y_label)))
         _clip_y_axis(axes, series)
         if len(series) > 1:
             _add_legend(axes)
@@ -101,7 +102,7 @@ def _draw_line(axes: Any, line: Line, index: int) -> None:
         marker=marker,
         markersize=4,
         linewidth=1.5,
-        label=_shorten_label(line.name),
+        label=_shorten_label(translate(line.name)),
     )
 
 
@@ -187,7 +188,7 @@ def _label_rows(axes: Any, names: Sequence[str], x_label: str) -> None:
         [-n for n in range(len(names))], [_shorten_label(name) for name in names], fontsize=7.5
     )
     axes.set_ylim(0.6 - len(names), 0.6)
-    axes.set_xlabel(replace_unprintable(x_label), fontsize=7.5)
+    axes.set_xlabel(replace_unprintable(translate(x_label)), fontsize=7.5)
     axes.grid(visible=False, axis="y")
 
 

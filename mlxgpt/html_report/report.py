@@ -13,6 +13,7 @@ from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.experiments import results
 from mlxgpt.experiments.scaling_results import parse_scaling_record
 from mlxgpt.html_report import bench_page, compare_page, page, run_page, scaling_page
+from mlxgpt.html_report.language import use_language
 from mlxgpt.html_report.page import Page
 from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
@@ -28,6 +29,7 @@ def report(
     *targets: PathLike,
     output: PathLike | None = None,
     watch: bool = False,
+    lang: str = "en",
     runs_dir: PathLike | None = None,
 ) -> Path:
     """Write an HTML report of runs, benchmarks, a comparison or a scaling study; return its path.
@@ -38,6 +40,7 @@ def report(
         output: path of the report. Default: report.html in the run's folder, or in the working
             directory for several runs; for JSON files, the first one's name with .html.
         watch: update the report every WATCH_INTERVAL seconds until the runs have finished.
+        lang: language, "en" or "pt"; numbers and the texts of models stay.
         runs_dir: folder of the runs; default: `runs`.
 
     Raises:
@@ -50,13 +53,19 @@ def report(
             "a report covers either runs or JSON files, and --watch works only with runs",
             "pass only runs, or only JSON files without --watch.",
         )
-    if json_paths:
-        path = Path(output) if output else json_paths[0].with_suffix(".html")
-        page.write_page(path, _page_from_json(json_paths).to_html())
+    with use_language(lang):
+        if json_paths:
+            path = Path(output) if output else json_paths[0].with_suffix(".html")
+            page.write_page(path, _page_from_json(json_paths).to_html())
+            return path
+        folders = _find_run_folders(paths, resolve_folder("runs", runs_dir))
+        path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
+        path = Path(output) if output else path
+        _write_run_report(folders, path, watch=watch)
         return path
-    folders = _find_run_folders(paths, resolve_folder("runs", runs_dir))
-    path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
-    path = Path(output) if output else path
+
+
+def _write_run_report(folders: Sequence[Path], path: Path, *, watch: bool) -> None:
     if watch:
         logger.info("updating %s every %d seconds; press Ctrl-C to stop", path, WATCH_INTERVAL)
         with contextlib.suppress(KeyboardInterrupt):
@@ -69,7 +78,6 @@ def report(
     for line in final_page.warnings:
         logger.warning(line)
     page.write_page(path, final_page.to_html())
-    return path
 
 
 def _find_run_folders(paths: Sequence[Path], runs_dir: Path) -> list[Path]:

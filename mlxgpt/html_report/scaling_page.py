@@ -39,8 +39,7 @@ def _plot_over_tokens(record: ScalingRecord) -> Figure:
             tokens = np.geomspace(record.fitted[0].tokens, record.test.tokens, CURVE_POINTS)
             law = [record.fit.law.predict(size.parameters, n) for n in tokens]
             lines.append(Line("", tokens / 1e6, np.array(law), group=group))
-    caption = "Mean over seeds; the band spans minimum to maximum. " + _law_caption(record)
-    return _make_figure(lines, "million tokens", caption)
+    return _make_figure(lines, "million tokens", _make_caption(record))
 
 
 def _plot_over_parameters(record: ScalingRecord) -> Figure:
@@ -56,15 +55,15 @@ def _plot_over_parameters(record: ScalingRecord) -> Figure:
             parameters = np.geomspace(*bounds, CURVE_POINTS)
             law = [record.fit.law.predict(n, tokens) for n in parameters]
             lines.append(Line("", parameters / 1e6, np.array(law), group=group))
-    caption = "Mean over seeds; the band spans minimum to maximum. " + _law_caption(record)
-    return _make_figure(lines, "million parameters", caption)
+    return _make_figure(lines, "million parameters", _make_caption(record))
 
 
-def _law_caption(record: ScalingRecord) -> str:
+def _make_caption(record: ScalingRecord) -> str:
+    caption = "Mean over seeds; the band spans minimum to maximum."
     if not record.fit:
-        return ""
-    test = record.test.size.name
-    return f"Lines without markers: the law, which is not fitted to the largest size, {test}."
+        return caption
+    law = "Lines without markers: the law, which is not fitted to the largest size,"
+    return f"{caption} {law} {record.test.size.name}."
 
 
 def _mean_line(name: str, x: Sequence[float], results: Sequence[LengthResult], group: int) -> Line:

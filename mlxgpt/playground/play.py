@@ -7,6 +7,7 @@ import webbrowser
 from collections.abc import Callable
 
 from mlxgpt.config.resolve import PathLike, resolve_folder
+from mlxgpt.html_report.language import check_language
 from mlxgpt.storage import run as run_folders
 from mlxgpt.utils.errors import UserError
 
@@ -18,6 +19,7 @@ def play(
     *,
     port: int = DEFAULT_PORT,
     browser: bool = True,
+    lang: str | None = None,
     runs_dir: PathLike | None = None,
     ready: Callable[[str, str], None] = lambda address, key: None,
 ) -> None:
@@ -27,12 +29,16 @@ def play(
         run: name or folder; default: the newest run, even if it has no checkpoint yet.
         port: port to listen on; 0: any free port.
         browser: whether to open the web UI in a browser.
+        lang: language of the web UI, "en" or "pt"; default: the browser's.
         runs_dir: folder of the runs; default: `runs`.
         ready: called with the URL and the API key once the server is listening.
 
     Raises:
-        UserError: if there is no run, a package is not installed, or the port is taken.
+        UserError: if there is no run, a package is not installed, the port is taken, or `lang` is
+            not a supported language.
     """
+    if lang:
+        check_language(lang)
     try:
         from mlxgpt.playground import server
     except ImportError as error:
@@ -57,5 +63,5 @@ def play(
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
-        app = server.create_app(opened_run.folder.absolute(), port, key)
+        app = server.create_app(opened_run.folder.absolute(), port, key, lang)
         server.Server(app, announce_ready).run(sockets=[listener])

@@ -21,17 +21,21 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
-def create_app(folder: Path, port: int, api_key: str) -> ASGIApp:
+def create_app(folder: Path, port: int, api_key: str, lang: str | None = None) -> ASGIApp:
     """Create the ASGI application: the web UI and the OpenAI-compatible API of a run.
 
     Args:
         folder: folder of the run.
         port: port that the server listens on.
         api_key: key that API requests must send.
+        lang: language of the web UI, "en" or "pt"; default: the browser's.
     """
     models, worker = ModelCache(folder), DeviceWorker()
     app = Starlette(
-        routes=[*ui_api.ui_routes(models, worker), *completions.openai_routes(models, worker)],
+        routes=[
+            *ui_api.ui_routes(models, worker, lang),
+            *completions.openai_routes(models, worker),
+        ],
         exception_handlers={
             UserError: _handle_user_error,
             HTTPException: _handle_http_exception,

@@ -43,12 +43,21 @@ from mlxgpt.utils.errors import UserError
 STATIC_DIR = Path(__file__).parent / "static"
 
 
-def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
-    """Routes of the web UI: the page, its static files and its API."""
+def ui_routes(
+    models: ModelCache, worker: DeviceWorker, lang: str | None = None
+) -> list[Route | Mount]:
+    """Routes of the web UI: the page, its static files and its API.
+
+    Args:
+        lang: language of the page, "en" or "pt"; default: the browser's.
+    """
     endpoints = _UIEndpoints(models, worker)
 
     async def index(request: Request) -> Response:
-        return Response((STATIC_DIR / "index.html").read_bytes(), media_type="text/html")
+        page = (STATIC_DIR / "index.html").read_text(encoding="utf-8")
+        if lang:
+            page = page.replace("<html ", f'<html data-lang="{lang}" ', 1)
+        return Response(page, media_type="text/html")
 
     return [
         Route("/", index),
@@ -292,12 +301,12 @@ def _explain_first_loss(config: Config) -> dict[str, Any]:
     if config.train.beta:
         return {
             "loss": math.log(2),
-            "label": "the reference: ln 2",
+            "label": "the reference",
             "reason": "The reference prefers neither answer to itself; its DPO loss is ln 2.",
         }
     return {
         "loss": math.log(config.model.vocab_size),
-        "label": f"uniform guess: ln {config.model.vocab_size:,}",
+        "label": "uniform guess",
         "reason": "An untrained model gives every token the same probability; its loss is "
         "ln(vocabulary size).",
     }

@@ -201,6 +201,8 @@ def test_every_sampling_flag_is_passed_to_generation(
         ("eval", "no trained run in", "mlxgpt train"),
         ("prepare gone.txt", "'gone.txt'", "a path that exists"),
         ("prepare --tokenizer bpm words.txt", "tokenizer = 'bpm'", "bpe"),
+        ("play --lang de", "invalid choice: 'de'", "mlxgpt play --help"),
+        ("report --lang de", "invalid choice: 'de'", "mlxgpt report --help"),
         ("fly", "unknown command 'fly'", "mlxgpt --help"),
         ("bench mine.json", "unknown argument 'mine.json'", "mlxgpt bench --help"),
         ("bench report a.json", "unknown argument 'report'", "use: mlxgpt report FILE.json"),

@@ -291,29 +291,3 @@ def test_refusals(
     with pytest.raises(UserError, match=r"the file would have .* MB") as caught:
         api.export_html(run=str(run.folder), output=tmp_path / "n.html")
     assert "--quantize 4" in caught.value.remedy
-
-
-def test_every_text_of_the_page_has_a_translation() -> None:
-    """And none is left over."""
-    sources = {path.name: path.read_text(encoding="utf-8") for path in html.STATIC_DIR.glob("*.js")}
-    dictionary = sources.pop("language.js")
-    keys = set(re.findall(r'^  "((?:[^"\\]|\\.)*)":', dictionary, flags=re.MULTILINE))
-    used = {
-        re.sub(r"\$\{(?:[^{}]|\{[^{}]*\})*\}", "{}", template)
-        for name, source in sources.items()
-        if name in html.bundle_modules()
-        for template in re.findall(r"\bt`((?:[^`$]|\$\{(?:[^{}`]|`[^`]*`)*\}|\$)*)`", source)
-    }
-    assert len(used) > 25
-    assert used <= keys, used - keys
-    page = html.render_html({}, "{}", b"")
-    body = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
-    labels = re.findall(r'(?:aria-label|placeholder)="([^"]*)"', body)
-    texts = [" ".join(text.split()) for text in re.findall(r">([^<]+)<", body)]
-    words = {text for text in (*labels, *texts) if re.search("[a-z]{2}", text)}
-    words -= {"mlxgpt play"}  # replaced by the model's name
-    about = {"architecture", "trained on", "training steps", "training tokens", "weights"}
-    about |= {"initialized from", "loss of these weights", "loss with 32 bits", "exported"}
-    about |= {f"validation loss, nats per {item}" for item in ("token", "pair")}
-    assert words <= keys, words - keys
-    assert keys <= used | words | about | {"Model", "You"}, keys - used - words - about

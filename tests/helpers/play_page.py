@@ -15,10 +15,15 @@ class PlayPage:
     """Page of a server, with its console messages and requested URLs."""
 
     def __init__(
-        self, browser: Any, server: PlayServer, width: int = 1280, scheme: str = "light"
+        self,
+        browser: Any,
+        server: PlayServer,
+        width: int = 1280,
+        scheme: str = "light",
+        locale: str = "en-US",
     ) -> None:
         self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
+            viewport={"width": width, "height": 900}, color_scheme=scheme, locale=locale
         )
         self.page = self.context.new_page()
         self.console_messages: list[str] = []
@@ -38,7 +43,7 @@ class PlayPage:
         return self.text()
 
     def wait_until_done(self) -> None:
-        self.page.wait_for_selector("#generate-status:has-text('seed')")
+        self.page.wait_for_selector("#generate-status:has-text('; se')")
         self.page.wait_for_selector("#stop-button:disabled")
 
     def text(self) -> str:

@@ -66,12 +66,12 @@ class PlayServer:
 
 
 @contextlib.contextmanager
-def serve_run(folder: Path) -> Iterator[PlayServer]:
+def serve_run(folder: Path, lang: str | None = None) -> Iterator[PlayServer]:
     """Serve a run within this context."""
     listener = server.bind_socket(0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    app_server = server.Server(server.create_app(folder, port, KEY), ready.set)
+    app_server = server.Server(server.create_app(folder, port, KEY, lang), ready.set)
     thread = threading.Thread(target=app_server.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(30)

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the address, without opening a browser (default: open it)",
     )
+    parser.add_argument(
+        "--lang", choices=("en", "pt"), help="language of the page (default: the browser's)"
+    )
     add_folder_flags(parser, runs=True)
 
 

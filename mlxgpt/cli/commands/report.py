@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="update the report every few seconds until the run is finished (default: off)",
     )
+    parser.add_argument("--lang", choices=("en", "pt"), help="language of the report (default: en)")
     add_folder_flags(parser, runs=True)
 
 

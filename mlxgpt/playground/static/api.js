@@ -1,6 +1,8 @@
 // Requests to the server; the other modules only call the functions exported below. The API key is
 // in the URL's fragment, which browsers never send; it is stored for this tab, to survive a reload.
 
+import { t } from "./language.js";
+
 const STORAGE_KEY = "mlxgpt-key";
 if (location.hash.length > 1) {
   sessionStorage.setItem(STORAGE_KEY, location.hash.slice(1));
@@ -11,17 +13,17 @@ export class RequestError extends Error {}
 
 async function send(path, options) {
   const key = sessionStorage.getItem(STORAGE_KEY);
-  if (!key) throw new RequestError("This page needs its API key: open the full address that mlxgpt play printed.");
+  if (!key) throw new RequestError(t`This page needs its API key: open the full address that mlxgpt play printed.`);
   let response;
   try {
     response = await fetch(path, { ...options, headers: { Authorization: `Bearer ${key}` } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new RequestError("mlxgpt play is not responding.\n→ restart it and open the address it prints.");
+    throw new RequestError(t`mlxgpt play is not responding.\n→ restart it and open the address it prints.`);
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);
-    throw new RequestError(body?.error?.message ?? `request failed: ${response.status}`);
+    throw new RequestError(body?.error?.message ?? t`request failed: ${response.status}`);
   }
   return response;
 }

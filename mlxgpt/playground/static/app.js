@@ -4,8 +4,8 @@ import { getRun } from "./api.js";
 import * as chat from "./chat.js";
 import * as generate from "./generate.js";
 import * as inspect from "./inspect.js";
-import { t, usePreferredLanguage } from "./language.js";
-import { byId, guarded, number, showError, state } from "./shared.js";
+import { number, setLanguage, t } from "./language.js";
+import { byId, guarded, showError, state } from "./shared.js";
 import * as training from "./training.js";
 
 let tabs = [...document.querySelectorAll("[role=tab]")];
@@ -26,14 +26,14 @@ function select(tab, focus) {
 async function loadRun() {
   state.run = await getRun();
   const { run } = state;
-  if (run.is_file) usePreferredLanguage();
   document.title = run.is_file ? run.name : `mlxgpt play: ${run.name}`;
   byId("run-name").textContent = run.name;
   byId("run-info").textContent = t`${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, vocabulary ${number(run.vocab_size)}, block size ${number(run.block_size)}`
-    + (run.step === null ? "; no checkpoint yet" : t`; checkpoint at step ${number(run.step)}`);
+    + (run.step === null ? t`; no checkpoint yet` : t`; checkpoint at step ${number(run.step)}`);
 }
 
 async function init() {
+  setLanguage();
   await loadRun();
   state.changed.addEventListener("snapshots", guarded(async () => { await loadRun(); generate.updateControls(); }));
   byId("tab-chat").hidden = !state.run.has_chat_template;

@@ -1,8 +1,8 @@
 // The Generate tab: generates text; selecting an alternative to a token continues from there.
 
 import { fetchNextTokens, fetchReferenceNextTokens, streamTokens } from "./api.js";
-import { t } from "./language.js";
-import { byId, clearError, guarded, number, percent, renderBars, restoreText, saveText, showError, state, visible } from "./shared.js";
+import { decimal, number, t } from "./language.js";
+import { byId, clearError, guarded, percent, renderBars, restoreText, saveText, showError, state, visible } from "./shared.js";
 import { TokenView } from "./token_view.js";
 
 const SAMPLING_PARAMS = ["temperature", "top_k", "top_p", "min_p"];
@@ -46,7 +46,7 @@ export function init() {
 export function updateControls() {
   const hasModel = state.run.step !== null;
   byId("generate-button").disabled = !hasModel;
-  byId("generate-status").textContent = hasModel ? "" : "no checkpoint yet; see the Training tab for progress";
+  byId("generate-status").textContent = hasModel ? "" : t`no checkpoint yet; see the Training tab for progress`;
   if (hasModel) guarded(showNextTokens)();
 }
 
@@ -179,7 +179,7 @@ function moveInAlternatives(event) {
 async function showNextTokens() {
   for (const name of SAMPLING_PARAMS) {
     const value = Number(byId(name).value);
-    const shown = name === "top_k" && value === 0 ? t`all` : value.toFixed(name === "top_k" ? 0 : 2);
+    const shown = name === "top_k" && value === 0 ? t`all` : decimal(value, name === "top_k" ? 0 : 2);
     byId(name).nextElementSibling.textContent = shown;
   }
   const params = samplingParams();

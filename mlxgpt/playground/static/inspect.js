@@ -1,7 +1,7 @@
 // The Inspect tab: attention, logit lens, disabled heads, nearest neighbors of embeddings.
 
 import { fetchAttention, fetchLogitLens, fetchNeighbors } from "./api.js";
-import { t } from "./language.js";
+import { decimal, t } from "./language.js";
 import { byId, element, guarded, percent, renderBars, state, visible } from "./shared.js";
 import { TokenView } from "./token_view.js";
 
@@ -124,7 +124,7 @@ async function showToken(n) {
   for (const span of document.querySelectorAll(".lens-position")) span.textContent = t`after “${visible(label)}”`;
   const ids = trace.tokens.map(([token]) => token);
   const requests = [ // each is shown as soon as it arrives; the fastest is sent first
-    fetchNeighbors({ token_id: id }).then((response) => response && renderBars(byId("neighbors"), response.neighbors, { format: (cosine) => cosine.toFixed(2) })),
+    fetchNeighbors({ token_id: id }).then((response) => response && renderBars(byId("neighbors"), response.neighbors, { format: (cosine) => decimal(cosine, 2) })),
     fetchLogitLens({ ids, position: n, disabled_heads: [...disabledHeads] }).then((lens) => lens && showLens(lens.layers)),
   ];
   await Promise.all(requests);

@@ -1,4 +1,4 @@
-// Portuguese for browsers that prefer it, in files that contain a model; English otherwise.
+// Portuguese for browsers that prefer it, or as `mlxgpt play --lang` says; English otherwise.
 
 const PORTUGUESE = {
   "step {}": "passo {}",
@@ -24,7 +24,7 @@ const PORTUGUESE = {
   "Layer": "Camada",
   "the last {} tokens of the text": "os últimos {} tokens do texto",
   "the text from the Generate tab": "o texto da aba Gerar",
-  "This is {}. Select a layer and a head, then hover over a token to see what it attends to.": "Aqui estão {}. Escolha uma camada e uma cabeça e aponte para um token para ver a que ele dá atenção.",
+  "This is {}. Select a layer and a head, then hover over a token to see what it attends to.": "Mostrando {}. Escolha uma camada e uma cabeça e aponte para um token para ver a que ele dá atenção.",
   "head {}": "cabeça {}",
   "disable head {} of layer {}": "desligar a cabeça {} da camada {}",
   "disable": "desligar",
@@ -106,13 +106,42 @@ const PORTUGUESE = {
   "training steps": "passos de treino",
   "training tokens": "tokens de treino",
   "initialized from": "partiu de",
-  "validation loss, nats per token": "perda de validação, nats por token",
-  "validation loss, nats per pair": "perda de validação, nats por par",
+  "validation loss, nats per token": "loss de validação, nats por token",
+  "validation loss, nats per pair": "loss de validação, nats por par",
   "architecture": "arquitetura",
   "weights": "pesos",
-  "loss of these weights": "perda com estes pesos",
-  "loss with 32 bits": "perda com 32 bits",
+  "loss of these weights": "loss com estes pesos",
+  "loss with 32 bits": "loss com 32 bits",
   "exported": "exportado",
+  "This page needs its API key: open the full address that mlxgpt play printed.": "Esta página precisa da chave da API: abra o endereço completo que o mlxgpt play mostrou.",
+  "mlxgpt play is not responding.\n→ restart it and open the address it prints.": "O mlxgpt play não responde.\n→ inicie-o de novo e abra o endereço que ele mostrar.",
+  "request failed: {}": "a requisição falhou: {}",
+  "; no checkpoint yet": "; ainda sem checkpoint",
+  "no checkpoint yet; see the Training tab for progress": "ainda sem checkpoint; veja o andamento na aba Treino",
+  "Training": "Treino",
+  "Training curve": "Curva de treino",
+  "Loss over training steps": "Loss ao longo dos passos de treino",
+  "Snapshot": "Snapshot",
+  "Generated text at each snapshot": "Texto gerado em cada snapshot",
+  "Generate at every snapshot": "Gerar em todos os snapshots",
+  "Samples from training": "Amostras durante o treino",
+  "Samples logged at each evaluation, newest first.": "Amostras registradas a cada avaliação, as mais recentes primeiro.",
+  "Step {} of {}, {} min of training.": "Passo {} de {}, {} min de treino.",
+  "This page updates every 2 s during training.": "Durante o treino, esta página se atualiza a cada 2 s.",
+  "No training metrics have been logged for this run.": "Não há métricas de treino registradas.",
+  "step 0 (untrained)": "passo 0 (sem treino)",
+  "generating at step {}": "gerando no passo {}",
+  "done: same prompt, same seed": "pronto: mesmo prompt, mesma semente",
+  "steps": "passos",
+  "loss, {}": "loss, {}",
+  "nats per token": "nats por token",
+  "nats per pair": "nats por par",
+  "uniform guess": "palpite uniforme",
+  "An untrained model gives every token the same probability; its loss is ln(vocabulary size).": "Um modelo sem treino dá a mesma probabilidade a todos os tokens; a sua loss é ln(tamanho do vocabulário).",
+  "the reference": "a referência",
+  "The reference prefers neither answer to itself; its DPO loss is ln 2.": "Comparada consigo mesma, a referência não prefere nenhuma das respostas; a sua loss de DPO é ln 2.",
+  "Loss over {} steps: from {}, {}, to a validation loss of {}.": "Loss ao longo de {} passos: de {}, {}, até uma loss de validação de {}.",
+  "Loss over {} steps: from {}, {}, to a training loss of {}.": "Loss ao longo de {} passos: de {}, {}, até uma loss de treino de {}.",
 };
 
 let isPortuguese = false;
@@ -125,9 +154,15 @@ export function t(strings, ...values) {
   return parts.map((part, n) => part + (n < values.length ? values[n] : "")).join("");
 }
 
-// Translates the page if the browser prefers Portuguese.
-export function usePreferredLanguage() {
-  isPortuguese = navigator.language.toLowerCase().startsWith("pt");
+// 1,234.5 in English, 1.234,5 in Portuguese.
+export const localize = (figure) => (isPortuguese ? figure.replace(/[.,]/g, (mark) => (mark === "." ? "," : ".")) : figure);
+export const number = (value) => localize(Math.round(value).toLocaleString("en"));
+export const decimal = (value, digits) => localize(value.toFixed(digits));
+
+// Translates the page if Portuguese was asked for, or else if the browser prefers it.
+export function setLanguage() {
+  const { lang } = document.documentElement.dataset;
+  isPortuguese = (lang ?? navigator.language).toLowerCase().startsWith("pt");
   if (!isPortuguese) return;
   document.documentElement.lang = "pt-BR";
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);

@@ -1,7 +1,7 @@
 // Shared by the tabs: the run, the generated tokens, errors, and DOM helpers.
 
 import { RequestError } from "./api.js";
-import { t } from "./language.js";
+import { decimal, t } from "./language.js";
 
 const STORAGE_KEY = "mlxgpt-generated-text";
 
@@ -9,8 +9,7 @@ const STORAGE_KEY = "mlxgpt-generated-text";
 export const state = { run: null, tokens: [], changed: new EventTarget() };
 
 export const byId = (id) => document.getElementById(id);
-export const percent = (share) => (share >= 0.0995 ? `${Math.round(share * 100)}%` : `${(share * 100).toFixed(1)}%`);
-export const number = (value) => Math.round(value).toLocaleString("en");
+export const percent = (share) => (share >= 0.0995 ? `${Math.round(share * 100)}%` : `${decimal(share * 100, 1)}%`);
 
 export function saveText() {
   if (state.run.is_file) return; // stores nothing
