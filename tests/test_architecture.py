@@ -19,6 +19,7 @@ ORDER = (
     "__main__",
     "cli",
     "api",
+    "learn",
     "playground",
     "html_report",
     "bench",

@@ -18,6 +18,7 @@ from mlxgpt.cli.commands import (
     generate,
     import_model,
     info,
+    learn,
     play,
     prepare,
     report,
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "play": play,
     "bench": bench,
+    "learn": learn,
 }
 
 DASH_PROMPT_HINT = (
