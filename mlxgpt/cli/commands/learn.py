@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="CHAPTER",
-        help="number of the chapter to check",
+        help="number of the chapter to check (default: none)",
     )
     parser.add_argument(
         "--file", metavar="FILE.py", help="file with your functions (default: my_gpt.py)"
