@@ -15,11 +15,9 @@ import contextlib
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +34,7 @@ from mlxgpt.bench.markdown import format_number, render_markdown_table
 from mlxgpt.bench.records import Machine, Measurement
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
+from mlxgpt.utils.redact import redact
 
 ROOT = Path(__file__).resolve().parents[1]
 MLXGPT_COMMAND = (sys.executable, "-m", "mlxgpt")
@@ -201,7 +200,9 @@ def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> in
         passed, summary, _ = results[name]
         print(f"  {'passed' if passed else 'FAILED'}: {summary}", file=sys.stderr, flush=True)
         path = path or folder / f"{report.find_unused_stem(folder, file_stem(workspace, date))}.md"
-        files.write_atomically(path, redact(render_report(workspace, date, results)))
+        files.write_atomically(
+            path, redact(render_report(workspace, date, results), {"CHECKOUT": ROOT})
+        )
         if exit_code:
             break
     print(f"written to {path}", file=sys.stderr)
@@ -221,34 +222,12 @@ def render_report(workspace: Workspace, date: str, results: dict[str, PartResult
     if machine and machine.backend == "cpu":
         lines += ["Measured on a CPU: no value here is about a GPU.", ""]
     lines += ["Written by `make report-machine`. Names and folders were removed; check that before"]
-    lines += ["you add it to `benchmarks/reports/` in a pull request.", ""]
+    lines += ["you add it to `benchmarks/reports/` in a pull request, or send it in an issue.", ""]
     for name, (passed, summary, _) in results.items():
         lines.append(f"- {name}: {'passed' if passed else '**failed**'}: {summary}")
     for name, (_, _, details) in results.items():
         lines += ["", f"## {name}", "", *details] if details else []
     return "\n".join(lines) + "\n"
-
-
-def redact(text: str) -> str:
-    """Replace this machine's folders, user name and host name by placeholders."""
-    paths = [("CHECKOUT", ROOT), ("TEMP", Path(tempfile.gettempdir())), ("HOME", Path.home())]
-    replacements = [
-        (str(p), placeholder)
-        for placeholder, path in paths
-        for p in (path.resolve(), path)
-        if p.name
-    ]
-    for host in (socket.gethostname(), os.uname().nodename):
-        replacements += [(host, "HOST"), (host.partition(".")[0], "HOST")]
-    with contextlib.suppress(KeyError):  # a container may have no name for its user
-        replacements.append((pwd.getpwuid(os.getuid()).pw_name, "USER"))
-    for private_name, placeholder in replacements:
-        # Only whole words, since "jan" is in "January", and no common words.
-        common_words = ("root", "runner", "user", "mac", "localhost")
-        if len(private_name) > 2 and private_name.lower() not in common_words:
-            pattern = rf"(?<![^\W\d_]){re.escape(private_name)}(?![^\W\d_])"
-            text = re.sub(pattern, placeholder, text, flags=re.I)
-    return text
 
 
 def self_check(workspace: Workspace) -> PartResult:

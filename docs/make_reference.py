@@ -150,10 +150,9 @@ def _escape(text: str) -> str:
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(row)} |")
-    return [*lines, ""]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    header = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return [*header, *lines, ""] if lines else []
 
 
 class _Source:

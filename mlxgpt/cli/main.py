@@ -45,10 +45,9 @@ def run_and_exit() -> NoReturn:
         code = system_exit.code
     except KeyboardInterrupt:  # a second Ctrl-C, while the first was being handled
         code = EXIT_INTERRUPTED
-    except Exception:
-        if not is_child:
-            raise
+    except Exception as error:
         sys.excepthook(*sys.exc_info())
+        print_stderr(_describe_bug(error))
         code = 1
     try:
         sys.stdout.flush()
@@ -118,6 +117,15 @@ def _to_user_error(error: OSError) -> UserError:
         )
     prefix = f"{error.filename}: " if error.filename else ""
     return UserError(f"{prefix}{error.strerror or error}", files.find_remedy(error))
+
+
+def _describe_bug(error: Exception) -> str:
+    """The line below a traceback."""
+    message = " ".join(str(error).split())
+    problem = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return (
+        f"mlxgpt: unexpected error, {problem}; please report it with the output of `mlxgpt doctor`"
+    )
 
 
 def _report_error(error: UserError) -> int:

@@ -13,6 +13,7 @@ from mlxgpt.cli.commands import (
     chat,
     check,
     compare,
+    doctor,
     evaluate,
     export,
     generate,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Command] = {
     "play": play,
     "bench": bench,
     "learn": learn,
+    "doctor": doctor,
 }
 
 DASH_PROMPT_HINT = (

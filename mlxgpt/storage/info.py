@@ -100,22 +100,22 @@ def runs(*, runs_dir: PathLike | None = None) -> list[RunSummary]:
         resolve_folder("runs", runs_dir), skip_unreadable=True
     ):
         try:
-            run = run_folders.open_run(folder)
-            best, steps = run.best(), run.steps()
+            summaries.append(summarize_run(run_folders.open_run(folder)))
         except UserError as error:
             logger.warning(error.problem)
-            continue
         except OSError as error:
             logger.warning(files.to_user_error(error, "read", folder).problem)
-            continue
-        summaries.append(
-            RunSummary(
-                name=run.name,
-                step=max(steps, default=0),
-                steps=run.config.train.max_steps if run.data_name else 0,
-                val_loss=best["val_loss"] if best else None,
-                parameters=count_parameters(run.config.model),
-                data=run.data_name or "–",
-            )
-        )
     return summaries
+
+
+def summarize_run(run: run_folders.Run) -> RunSummary:
+    """The row of a run in the list."""
+    best = run.best()
+    return RunSummary(
+        name=run.name,
+        step=max(run.steps(), default=0),
+        steps=run.config.train.max_steps if run.data_name else 0,
+        val_loss=best["val_loss"] if best else None,
+        parameters=count_parameters(run.config.model),
+        data=run.data_name or "–",
+    )

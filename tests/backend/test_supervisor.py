@@ -88,7 +88,9 @@ def test_other_exit_codes_are_passed_through(body: str, expected: int) -> None:
 def test_bug_is_shown_with_its_traceback() -> None:
     code, lines = run_limited("raise KeyError('mine')")
     assert code == 1
-    assert lines[-1] == "KeyError: 'mine'"
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == "KeyError: 'mine'"
+    assert lines[-1].startswith("mlxgpt: unexpected error, KeyError: 'mine'; please report it")
 
 
 def test_python_memory_error_is_explained(home: Path) -> None:

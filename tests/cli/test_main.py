@@ -37,6 +37,7 @@ COMMANDS = [
     "report",
     "play",
     "bench",
+    "doctor",
 ]
 SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
 Capture = pytest.CaptureFixture[str]
@@ -467,6 +468,38 @@ def test_flags_are_not_abbreviated(capsys: Capture) -> None:
 
 def test_str_of_a_user_error_has_both_lines() -> None:
     assert str(UserError("what is wrong", "what to do")) == "what is wrong\nwhat to do"
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        ("ValueError('first\\n  second')", "ValueError: first second"),
+        ("KeyError('mine')", "KeyError: 'mine'"),
+        ("RecursionError", "RecursionError"),
+        ("ImportError('x')", "ImportError: x"),
+    ],
+)
+@pytest.mark.parametrize(
+    "program", [["-m", "mlxgpt"], ["-c", "from mlxgpt.cli import main as m; m.run_and_exit()"]]
+)
+def test_traceback_ends_with_what_to_do(
+    home: Path, program: list[str], error: str, problem: str
+) -> None:
+    code = f"from mlxgpt.cli.commands import runs\ndef run(*_): raise {error}\nruns.run = run\n"
+    (home / "sitecustomize.py").write_text(code)
+    completed = subprocess.run(
+        [sys.executable, *program, "runs"],
+        env={**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = completed.stderr.splitlines()
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == (
+        f"mlxgpt: unexpected error, {problem}; please report it with the output of `mlxgpt doctor`"
+    )
 
 
 def test_ascii_terminal_gets_question_marks() -> None:
