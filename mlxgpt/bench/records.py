@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlxgpt.utils import json_files
 from mlxgpt.utils.errors import UserError
 
 
@@ -128,12 +129,11 @@ class Measurement:
         """Parse the output of `to_json`.
 
         Raises:
-            UserError: if it is not a valid benchmark result.
+            UserError: if it is not a valid benchmark result, or in a newer format.
         """
         try:
             tree = json.loads(text)
-            if tree["format"] not in range(1, MEASUREMENT_FORMAT + 1):
-                raise ValueError(f"its format is {tree['format']}, expected {MEASUREMENT_FORMAT}")
+            json_files.check_format(tree, MEASUREMENT_FORMAT, "this benchmark result")
             tiers = tuple(parse_tier_result(tier) for tier in tree["tiers"])
             return cls(tree["date"], Machine(**tree["machine"]), tiers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

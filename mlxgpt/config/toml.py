@@ -22,8 +22,11 @@ RENAMED_VALUES = (  # (section, name, old, new)
 )
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, remedy: str = "") -> Config:
     """Read a config from a TOML file; missing fields keep their defaults.
+
+    Args:
+        remedy: for an unknown key or an invalid value; default: from the key.
 
     Raises:
         UserError: if it cannot be read, or has an unknown key or an invalid value.
@@ -48,7 +51,7 @@ def load_config(path: str | Path) -> Config:
     try:
         return config_from_tree(tree)
     except UserError as error:
-        raise UserError(f"{path}: {error.problem}", error.remedy) from error
+        raise UserError(f"{path}: {error.problem}", remedy or error.remedy) from error
 
 
 SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")

@@ -27,23 +27,26 @@ class HashCache:
     """Cached hashes and counts for the files of one folder.
 
     Args:
-        folder: folder of verified.json; a missing or damaged file is ignored.
+        folder: folder of verified.json; a missing or damaged file is ignored, and so is one in a
+            newer format, which is not overwritten.
         reread: recompute everything.
     """
 
     def __init__(self, folder: Path, *, reread: bool = False) -> None:
         self._folder, self._reread = folder, reread
         self._entries: dict[str, CachedResult] = {}
-        self._dirty = False
+        self._dirty = self._is_newer = False
         if not files.is_file(folder / CACHE_FILENAME):  # opening a pipe could block
             return
         # Other OSErrors are raised: a file that cannot be read now must not be overwritten.
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
-            entries = json_files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)[
-                "known"
-            ]
-            if isinstance(entries, dict):
-                self._entries = entries
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            try:
+                tree = json_files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)
+            except UserError:
+                self._is_newer = True
+                return
+            if isinstance(tree["known"], dict):
+                self._entries = tree["known"]
 
     def get_or_compute(
         self, name: str, paths: Sequence[Path], compute: Callable[[], CachedResult]
@@ -79,7 +82,7 @@ class HashCache:
         """Write new results to `folder` (default: the cache's own). If that fails, the files are
         read again next time.
         """
-        if self._dirty:
+        if self._dirty and not self._is_newer:
             tree = {"format": CACHE_FORMAT_VERSION, "known": self._entries}
             with contextlib.suppress(OSError):
                 files.write_atomically(

@@ -105,7 +105,7 @@ def appraise(
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir)
     dataset = _open_text_dataset(opened_run, resolve_folder("data", data_dir))
     result = sample_quality.measure_sample_quality(model, opened_run.tokenizer, dataset)
-    tree = {"step": step, **asdict(result)}
+    tree = {"format": sample_quality.QUALITY_FORMAT, "step": step, **asdict(result)}
     files.write_atomically(
         opened_run.folder / "quality.json",
         json.dumps(json_files.replace_nonfinite(tree), indent=1, ensure_ascii=False) + "\n",

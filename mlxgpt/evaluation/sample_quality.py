@@ -26,6 +26,7 @@ from mlxgpt.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
+QUALITY_FORMAT = 1  # of a run's quality.json; the first ones had no `format`
 MAX_STORY_TOKENS = 500
 WINDOW_TOKENS = 1000  # length of each text in data without end-of-text
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.experiments import report, runner, sequential
 from mlxgpt.experiments.budget import parse_budget
 from mlxgpt.experiments.registry import RUNS_FOLDER
-from mlxgpt.experiments.results import ComparisonRecord
+from mlxgpt.experiments.results import ComparisonRecord, record_to_json
 from mlxgpt.experiments.runner import CompareCallback, CompareRequest
 from mlxgpt.experiments.variants import Variant, parse_vary
 from mlxgpt.training.callbacks import CallbackList
-from mlxgpt.utils import files, json_files
+from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
@@ -164,7 +162,6 @@ def write_comparison_files(record: ComparisonRecord, folder: Path) -> tuple[Path
     """
     name = record.name + "-final" * (record.judged_on == "validation")
     json_path, markdown_path = folder / f"{name}.json", folder / f"{name}.md"
-    tree = json_files.replace_nonfinite(asdict(record))
-    files.write_atomically(json_path, json.dumps(tree, indent=1) + "\n")
+    files.write_atomically(json_path, record_to_json(record))
     files.write_atomically(markdown_path, report.render_comparison(record))
     return json_path, markdown_path

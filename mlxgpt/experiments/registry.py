@@ -53,7 +53,7 @@ def open_registry(folder: Path) -> Registry:
     """Open the registry of a comparison; empty if there is none yet.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if the file is damaged, or in a newer format.
         OSError: if the file cannot be read.
     """
     path = folder / REGISTRY_FILE

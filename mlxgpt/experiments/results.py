@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlxgpt.experiments.curves import LearningCurve, Speedup
@@ -95,14 +96,24 @@ class ComparisonRecord:
     interrupted: bool = False
 
 
+RECORD_FORMAT = 1  # of comparisons and scaling studies; the first ones had no `format`
+
+
+def record_to_json(record: Any) -> str:
+    """Format a ComparisonRecord or a ScalingRecord as JSON."""
+    tree = {"format": RECORD_FORMAT, **json_files.replace_nonfinite(asdict(record))}
+    return json.dumps(tree, indent=1) + "\n"
+
+
 def parse_comparison_record(text: str) -> ComparisonRecord:
     """Parse a record from JSON.
 
     Raises:
-        UserError: if it is not a valid record.
+        UserError: if it is not a valid record, or in a newer format.
     """
     try:
         tree = json_files.parse_json(text)
+        json_files.check_format(tree, RECORD_FORMAT, "this comparison")
         drift = tree["drift"]
         text_fields = ("name", "budget", "data", "judged_on", "machine")
         return ComparisonRecord(

@@ -4,11 +4,10 @@ law, and checks it on a larger model that the fit has not seen.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mlxgpt.experiments.budget import parse_budget
 from mlxgpt.experiments.compare import DEFAULT_SEEDS, check_folder_name
 from mlxgpt.experiments.planning import EstimateCache
 from mlxgpt.experiments.registry import open_registry
+from mlxgpt.experiments.results import record_to_json
 from mlxgpt.experiments.runner import format_machine
 from mlxgpt.experiments.scaling_fit import ScalingFit, fit_scaling_law
 from mlxgpt.experiments.scaling_results import (
@@ -44,9 +44,9 @@ from mlxgpt.training.auto_size import (
     shape_overrides,
 )
 from mlxgpt.training.callbacks import CallbackList
-from mlxgpt.training.scaling_law import law_path, write_scaling_law
+from mlxgpt.training.scaling_law import find_scaling_law, law_path, write_scaling_law
 from mlxgpt.training.setup import fit_to_data, set_max_steps
-from mlxgpt.utils import files, json_files
+from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ def scale(
     runs_folder = resolve_folder("runs", runs_dir)
     name = check_folder_name(name or f"scale-{dataset.name}-{recipe}-{budget.replace(' ', '')}")
     folder = runs_folder / "compare" / name
+    law_file = law_path(runs_folder, config, dataset)
+    find_scaling_law(law_file)  # so that one in a newer format is not overwritten
     with files.file_lock(folder, "scaling study"):
         folder.mkdir(parents=True, exist_ok=True)
         study = _ScalingStudy(base, folder, callbacks)
@@ -129,9 +131,8 @@ def scale(
             minutes = {*ADVICE_MINUTES, parsed_budget.amount / 60}
             record.advice = study.advise(record.fit, sorted(minutes))
             if record.law_holds:
-                write_scaling_law(law_path(runs_folder, config, dataset), record.fit.law)
-        tree = json_files.replace_nonfinite(asdict(record))
-        files.write_atomically(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
+                write_scaling_law(law_file, record.fit.law)
+        files.write_atomically(folder / f"{name}.json", record_to_json(record))
         files.write_atomically(folder / f"{name}.md", scaling_report.render_scaling(record))
     return record
 

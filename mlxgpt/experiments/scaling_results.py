@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mlxgpt.experiments.results import RECORD_FORMAT
 from mlxgpt.experiments.scaling_fit import ScalingFit, ScalingPoint
 from mlxgpt.training.scaling_law import ScalingLaw
 from mlxgpt.utils import json_files
@@ -112,10 +113,11 @@ def parse_scaling_record(text: str) -> ScalingRecord:
     """Parse a record from JSON.
 
     Raises:
-        UserError: if it is not a valid record.
+        UserError: if it is not a valid record, or in a newer format.
     """
     try:
         tree = json_files.parse_json(text)
+        json_files.check_format(tree, RECORD_FORMAT, "this scaling study")
         record = ScalingRecord(
             name=str(tree["name"]),
             budget=str(tree["budget"]),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlxgpt.config import Config, diff_configs, override_config, toml
+from mlxgpt.evaluation.sample_quality import QUALITY_FORMAT
 from mlxgpt.evaluation.text_metrics import METRICS
 from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import Figure, Page
@@ -265,7 +266,9 @@ def _add_sample_quality(page: Page, run: Run, level: int) -> None:
     if not files.is_file(path):
         return
     try:
-        columns = json_files.parse_json(files.read_small(path))["columns"]
+        tree = json_files.parse_json(files.read_small(path))
+        json_files.check_format(tree, QUALITY_FORMAT, str(path))
+        columns = tree["columns"]
         rows = [["", *map(str, columns), "better"]]
         for metric in METRICS:
             values = [column[metric.name] for column in columns.values()]

@@ -318,7 +318,10 @@ def open_run(folder: Path) -> Run:
         raise UserError(
             f"{folder / RUN_FILE} is damaged: {error}", "restore it, or use another run."
         ) from error
-    config = toml.load_config(folder / CONFIG_TOML)
+    config = toml.load_config(
+        folder / CONFIG_TOML,
+        "restore the run's original file; if a newer mlxgpt wrote it, update mlxgpt.",
+    )
     if config.train.dtype == "auto":  # runs store the dtype that was chosen
         raise UserError(f"{folder / CONFIG_TOML} is incomplete", "restore the run's original file.")
     tokenizer = tokenizer_json.load_tokenizer(folder / TOKENIZER_FILE)

@@ -137,6 +137,7 @@ def find_resumable_run(folder: Path) -> Run | None:
     """
     if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
+        run.best()  # raises if it is damaged or in a newer format, before anything is changed
         for parent in (run.checkpoints, run.snapshots):
             # Keeps all checkpoints, but deletes temporary files of a killed process.
             checkpoint.prune_checkpoints(parent, {*checkpoint.list_steps(parent)})

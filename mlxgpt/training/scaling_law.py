@@ -63,7 +63,11 @@ def write_scaling_law(path: Path, law: ScalingLaw) -> None:
 
 
 def find_scaling_law(path: Path) -> ScalingLaw | None:
-    """Read a law; None if there is none, or if it is damaged, which is logged."""
+    """Read a law; None if there is none, or if it is damaged, which is logged.
+
+    Raises:
+        UserError: if it is in a newer format.
+    """
     try:
         tree = json_files.read_checksummed(path, LAW_FORMAT)
         return ScalingLaw(*(float(tree[field.name]) for field in fields(ScalingLaw)))

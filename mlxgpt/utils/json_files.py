@@ -83,17 +83,29 @@ def read_checksummed(path: Path, max_format: int) -> dict[str, Any]:
     tree = parse_json(text)
     if not isinstance(tree, dict):
         raise ValueError("it is not a JSON object")
-    file_format = tree.get("format")
-    if isinstance(file_format, int) and file_format > max_format:
-        raise UserError(
-            f"{path.parent} was written by a newer mlxgpt (format {file_format})",
-            "update mlxgpt (git pull in its checkout), or use the version that wrote it.",
-        )
+    check_format(tree, max_format, str(path.parent))
     tree.pop(CHECKSUM_KEY, None)
     with recursion_error_as_value_error():
         if dump_checksummed(tree) != text:
             raise ValueError("it was modified (checksum mismatch)")
     return tree
+
+
+def check_format(tree: Mapping[str, Any], max_format: int, description: str) -> None:
+    """Check that the `format` of a JSON object, if it has one, is supported.
+
+    Args:
+        description: of the file, for the error message.
+
+    Raises:
+        UserError: if it is newer than `max_format`.
+    """
+    file_format = tree.get("format")
+    if isinstance(file_format, int) and file_format > max_format:
+        raise UserError(
+            f"{description} was written by a newer mlxgpt (format {file_format})",
+            "update mlxgpt, or use the version that wrote it.",
+        )
 
 
 def _checksum(tree: Mapping[str, Any]) -> str:

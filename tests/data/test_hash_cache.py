@@ -159,6 +159,19 @@ def test_damaged_hash_cache_is_ignored(
     assert reads == ["train.bin", "val.bin"]
 
 
+def test_hash_cache_of_a_newer_mlxgpt_is_not_overwritten(
+    tmp_path: Path, data: DataConfig, reads: ReadLog
+) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    text = dump_checksummed({"format": 2, "known": {}})
+    (folder / "verified.json").write_text(text)
+    reads.clear()
+    for _ in range(2):
+        open_dataset(folder)
+    assert reads == ["train.bin", "val.bin"] * 2
+    assert (folder / "verified.json").read_text() == text
+
+
 def test_without_a_writable_cache_files_are_read_each_time(
     tmp_path: Path, data: DataConfig, reads: ReadLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,18 @@ def test_an_interrupted_study_resumes_to_the_same_result(home: Path) -> None:
     assert [r.losses for r in uninterrupted.results] == [r.losses for r in record.results]
 
 
+def test_a_law_of_a_newer_mlxgpt_is_refused_before_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = home / "law.json"
+    path.write_text('{"format": 99}')
+    monkeypatch.setattr(scaling, "law_path", lambda *_: path)
+    recorder = Recorder()
+    with pytest.raises(UserError, match="newer mlxgpt"):
+        run_scale(recorder)
+    assert recorder.begun == []
+
+
 def test_a_larger_budget_trains_larger_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling.TrainingRuns, "train", lambda *_: None)
     monkeypatch.setattr(scaling, "TOKENS_PER_PARAMETER", 0.001)
