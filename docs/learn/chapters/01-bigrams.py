@@ -28,13 +28,14 @@ from course import CharTokenizer, check, expect, load_text
 # ## Text as ids
 #
 # The text is Tiny Shakespeare: about a million characters from Shakespeare's plays (Karpathy, 2015). Our
-# tokens are its characters, numbered in alphabetical order. V is the size of the vocabulary.
+# tokens are its characters, numbered in the order of Python's `sorted`. V is the size of the vocabulary.
 
 # %% [markdown] lang="pt"
 # ## O texto em ids
 #
 # O texto é o Tiny Shakespeare: cerca de um milhão de caracteres das peças de Shakespeare (Karpathy, 2015). Os
-# nossos tokens são os caracteres dele, numerados em ordem alfabética. V é o tamanho do vocabulário.
+# nossos tokens são os caracteres dele, numerados na ordem do `sorted` do Python. V é o tamanho do
+# vocabulário.
 
 # %%
 text = load_text()
@@ -87,12 +88,12 @@ print(f"{(counts == 0).sum().item():,} of {V * V:,} pairs never occur")
 # %% [markdown] lang="pt"
 # ## Probabilidades
 #
-# Dividindo cada linha pela sua soma, ela passa a conter as probabilidades do próximo caractere. Só uma coisa
-# antes: a maioria dos pares nunca aparece neste texto. Uma contagem 0 significaria "impossível", e um único
-# `catkin` em outro texto tornaria esse texto inteiro impossível. Por isso contamos cada par uma vez a mais do
-# que o vimos. Essa suavização de Laplace (*add-one smoothing*) quase não muda uma linha com milhares de
-# contagens. Um caractere raro paga mais caro: depois de `q` vem `u` em todos os 609 casos, e a probabilidade
-# dele passa a ser 610 / (609 + 65) = 0,905.
+# Se dividirmos cada linha pela sua soma, ela passa a conter as probabilidades do próximo caractere. Só uma
+# coisa antes: a maioria dos pares nunca aparece neste texto. Uma contagem 0 significaria "impossível", e um
+# único `catkin` em outro texto tornaria esse texto inteiro impossível. Por isso contamos cada par uma vez a
+# mais do que o vimos. Essa suavização de Laplace (*add-one smoothing*) quase não muda uma linha com milhares
+# de contagens. Um caractere raro paga mais caro: depois de `q` vem `u` em todos os 609 casos, e a
+# probabilidade dele passa a ser 610 / (609 + 65) = 0,905.
 
 
 # %% tags=["my_gpt"]
@@ -171,9 +172,9 @@ print(sample_text(probabilities, 300, mx.random.key(1)))
 # How good is the model, as one number? The better it is, the higher the probability p that it gave to what
 # actually came next. The *loss* of one character is **-ln p**: 0 if the model was certain and right, and
 # infinite if it held the truth to be impossible. Why the logarithm? The probability of a text is the product
-# of those of its characters, a million factors below 1, which no float can hold. The logarithm turns it into
-# a sum, and the mean of that sum is a figure per character. Its unit with ln is the *nat*: a probability of
-# 1/e costs one nat. A bit is the same with log₂, so 1 bit = ln 2 = 0.693 nats.
+# of those of its characters: a million factors below 1, a product too small for any float. The logarithm
+# turns it into a sum, and the mean of that sum is a figure per character. Its unit with ln is the *nat*: a
+# probability of 1/e costs one nat. A bit is the same with log₂, so 1 bit = ln 2 = 0.693 nats.
 
 # %% [markdown] lang="pt"
 # Não é inglês, mas já não é ruído: vogais e consoantes se alternam, as palavras têm um tamanho plausível, as
@@ -185,9 +186,9 @@ print(sample_text(probabilities, 300, mx.random.key(1)))
 # Quão bom é o modelo, em um só número? Quanto melhor ele for, maior a probabilidade p que deu ao que de fato
 # veio. A *loss* de um caractere é **-ln p**: 0 se o modelo tinha certeza e acertou, infinita se considerava
 # impossível o que aconteceu. Por que o logaritmo? A probabilidade de um texto é o produto das probabilidades
-# dos seus caracteres: um milhão de fatores menores que 1, que nenhum float consegue guardar. O logaritmo
-# transforma o produto em soma, e a média dessa soma é um valor por caractere. Com ln, a unidade é o *nat*:
-# uma probabilidade de 1/e custa um nat. O bit é o mesmo com log₂; logo, 1 bit = ln 2 = 0,693 nats.
+# dos seus caracteres: um milhão de fatores menores que 1, um valor pequeno demais para qualquer float. O
+# logaritmo transforma o produto em soma, e a média dessa soma é um valor por caractere. Com ln, a unidade é o
+# *nat*: uma probabilidade de 1/e custa um nat. O bit é o mesmo com log₂; logo, 1 bit = ln 2 = 0,693 nats.
 
 
 # %% tags=["my_gpt"]
@@ -207,7 +208,7 @@ expect(loss, 2.455, 0.001)  # known: the character before
 print(f"perplexity: {V}, {math.exp(3.313):.1f}, {mx.exp(loss).item():.1f}")
 
 # %% [markdown] lang="en"
-# Three models, from nothing known to one character known:
+# Three models, from one that knows nothing to one that knows one character:
 #
 # | the model knows | loss, nats | perplexity |
 # |---|---|---|
@@ -219,9 +220,10 @@ print(f"perplexity: {V}, {math.exp(3.313):.1f}, {mx.exp(loss).item():.1f}")
 # among 11.6 equally likely characters, instead of 65. That answers the question: one character is worth
 # 4.174 - 2.455 = 1.72 nats, about half of it for merely knowing which characters are frequent.
 #
-# Remember **ln V**: a model that knows nothing gives each token 1/V, so its loss is ln V. This is where every
-# model begins, with a table of zeros in the next chapter, and with a GPT in chapter 5. If the first loss of a
-# training run is far above it, the model is wrong with confidence, and something is broken.
+# Remember **ln V**: a model that knows nothing gives each token 1/V, so its loss is ln V. This is where
+# training should start: a table of zeros in the next chapter has exactly this loss, and a new GPT in chapter
+# 5 nearly so. If the first loss of a training run is far above it, the model is wrong with confidence, and
+# something is broken.
 #
 # ## Bits per byte
 #
@@ -230,7 +232,7 @@ print(f"perplexity: {V}, {math.exp(3.313):.1f}, {mx.exp(loss).item():.1f}")
 # tokenizer. Here each character is one byte.
 
 # %% [markdown] lang="pt"
-# Três modelos, de nada conhecido a um caractere conhecido:
+# Três modelos, do que não sabe nada ao que conhece um caractere:
 #
 # | o modelo conhece | loss, nats | perplexidade |
 # |---|---|---|
@@ -243,15 +245,16 @@ print(f"perplexity: {V}, {math.exp(3.313):.1f}, {mx.exp(loss).item():.1f}")
 # pergunta: um caractere vale 4,174 - 2,455 = 1,72 nats, cerca de metade só por saber quais caracteres são
 # frequentes.
 #
-# Guarde o **ln V**: um modelo que não sabe nada dá 1/V a cada token, e a sua loss é ln V. É daí que todo
-# modelo parte: a tabela de zeros do próximo capítulo e também o GPT do capítulo 5. Se a primeira loss de um
-# treino fica muito acima disso, o modelo está errado e convicto, e alguma coisa está quebrada.
+# Guarde o **ln V**: um modelo que não sabe nada dá 1/V a cada token, e a sua loss é ln V. É daí que o treino
+# deve partir: a tabela de zeros do próximo capítulo tem exatamente essa loss, e o GPT novo do capítulo 5,
+# quase. Se a primeira loss de um treino fica muito acima disso, o modelo erra com convicção, e alguma coisa
+# está quebrada.
 #
 # ## Bits por byte
 #
-# Não dá para comparar a loss por token de dois tokenizers: quem tem tokens mais longos precisa prever mais em
-# cada um. Por isso contamos os bits do texto inteiro e dividimos pelos bytes dele, que não dependem do
-# tokenizer. Aqui, cada caractere ocupa um byte.
+# Não dá para comparar a loss por token de dois tokenizadores: quem tem tokens mais longos precisa prever mais
+# em cada um. Por isso contamos os bits do texto inteiro e dividimos pelos bytes dele, que não dependem do
+# tokenizador. Aqui, cada caractere ocupa um byte.
 
 # %%
 bits = loss.item() * (len(ids) - 1) / math.log(2)
@@ -276,10 +279,10 @@ check(1, globals())
 #
 # The tokenizer is [`mlxgpt/data/tokenizers/char.py`](../../../mlxgpt/data/tokenizers/char.py), with the same
 # ids: characters in the order of their code points. It looks up all characters of a text in one NumPy call
-# instead of one by one, names the characters that it does not know, and can have one token more, for the end
-# of a document.
+# instead of one by one, reports characters that it does not know, and can have one token more, for the end of
+# a document.
 #
-# The loss is reported by [`mlxgpt/evaluation/loss.py`](../../../mlxgpt/evaluation/loss.py): the total of all
+# The loss is computed in [`mlxgpt/evaluation/loss.py`](../../../mlxgpt/evaluation/loss.py): the total of all
 # tokens, in nats, divided by the number of tokens (`loss`), and the same total divided by ln 2 and by the
 # number of UTF-8 bytes of the predicted tokens (`bits_per_byte`). `mlxgpt eval` prints both, and the
 # perplexity.
@@ -294,9 +297,9 @@ check(1, globals())
 # <details><summary>Answer</summary>
 #
 # 2.482 instead of 2.455, a little worse: the end of the file is from other plays, and the counts fit the text
-# they were taken from a little better than any other. 187 pairs in the last 10% do not occur in the first
-# 90%; without `+ 1`, any of them makes the loss infinite. Measuring on text that was not used for training is
-# called *validation* (chapter 7).
+# they were taken from a little better than any other. In the last 10%, 23 different pairs occur that are not
+# in the first 90%, 187 times in all; without `+ 1`, any of them makes the loss infinite. Measuring on text
+# that was not used for training is called *validation* (chapter 7).
 # </details>
 #
 # 2. Why not simply count longer contexts, say the 10 characters before?
@@ -321,7 +324,7 @@ check(1, globals())
 # %% [markdown] lang="pt"
 # ## No mlxgpt
 #
-# O tokenizer está em [`mlxgpt/data/tokenizers/char.py`](../../../mlxgpt/data/tokenizers/char.py) e usa os
+# O tokenizador está em [`mlxgpt/data/tokenizers/char.py`](../../../mlxgpt/data/tokenizers/char.py) e usa os
 # mesmos ids: caracteres na ordem dos seus code points. Ele converte todos os caracteres de um texto numa
 # chamada do NumPy, em vez de um por um, avisa quais caracteres não conhece e pode ter um token a mais, para o
 # fim de um documento.
@@ -340,9 +343,9 @@ check(1, globals())
 # <details><summary>Resposta</summary>
 #
 # 2,482 em vez de 2,455, um pouco pior: o fim do arquivo vem de outras peças, e as contagens combinam um pouco
-# melhor com o texto de onde saíram do que com qualquer outro. 187 pares dos últimos 10% não aparecem nos
-# primeiros 90%; sem o `+ 1`, qualquer um deles tornaria a loss infinita. Medir num texto que não foi usado no
-# treino se chama *validação* (capítulo 7).
+# melhor com o texto de onde saíram do que com qualquer outro. Nos últimos 10% há 23 pares diferentes que não
+# aparecem nos primeiros 90%, ao todo 187 vezes; sem o `+ 1`, qualquer um deles tornaria a loss infinita.
+# Medir num texto que não foi usado no treino se chama *validação* (capítulo 7).
 # </details>
 #
 # 2. Por que não contar simplesmente contextos mais longos, por exemplo os 10 caracteres anteriores?

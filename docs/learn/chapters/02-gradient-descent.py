@@ -5,7 +5,7 @@
 #
 # Counting works for bigrams, but not for long contexts. Gradient descent works for any model whose loss can
 # be differentiated. Here it has to find a table that we already know, so that each step can be checked: the
-# loss must fall from ln V to the counted 2.455, and the learned table must be the counted one.
+# loss must fall from ln V to that of the counts, and the learned table must be the counted one.
 
 # %% [markdown] lang="pt"
 # # 2. O mesmo, por descida de gradiente
@@ -14,8 +14,8 @@
 #
 # Contar serve para bigramas, mas não para contextos longos. A descida de gradiente (*gradient descent*) serve
 # para qualquer modelo cuja loss possa ser derivada. Aqui ela precisa encontrar uma tabela que já conhecemos,
-# o que nos permite conferir cada passo: a loss tem que cair de ln V até os 2,455 da contagem, e a tabela
-# aprendida tem que ser a contada.
+# o que nos permite conferir cada passo: a loss tem que cair de ln V até a da contagem, e a tabela aprendida
+# tem que ser a contada.
 
 # %%
 import math
@@ -77,8 +77,8 @@ print("first loss:", cross_entropy(table[ids[:9]], ids[1:10]).mean().item(), "ln
 # A table of zeros gives all tokens the same probability. The first loss is ln V, as promised.
 #
 # Is this a neural network? Yes: `table[x]` is the same as `one_hot(x) @ table`, one linear layer without bias
-# and without activation, whose input is a single 1 among zeros. Looking up the row is only faster. Chapter 5
-# calls such a table an *embedding*.
+# and without activation, whose input is a single 1 among zeros. Looking up the row is only faster. From
+# chapter 3 on, such a table is called an *embedding*.
 #
 # ## The gradient, by hand
 #
@@ -94,8 +94,8 @@ print("first loss:", cross_entropy(table[ids[:9]], ids[1:10]).mean().item(), "ln
 # Uma tabela de zeros dá a mesma probabilidade a todos os tokens. A primeira loss é ln V, como prometido.
 #
 # Isso é uma rede neural? É: `table[x]` é o mesmo que `one_hot(x) @ table`, uma camada linear sem bias e sem
-# ativação cuja entrada é um único 1 entre zeros. Buscar a linha direto só é mais rápido. O capítulo 5 chama
-# uma tabela assim de *embedding*.
+# ativação cuja entrada é um único 1 entre zeros. Buscar a linha direto só é mais rápido. Do capítulo 3 em
+# diante, uma tabela assim se chama *embedding*.
 #
 # ## O gradiente, à mão
 #
@@ -144,9 +144,9 @@ print("finite difference:", [round(d, 4) for d in differences])
 # ## Descent
 #
 # Each step takes 1,024 random places of the text, the *batch*, and moves the table against the gradient. MLX
-# computes the gradient, since later models have layers between the weights and the logits; but its first
-# step, from the loss to the logits, is always your formula. How far to move is the *learning rate*. Let us
-# try three.
+# computes the gradient, since later models have layers between the weights and the logits; but the first part
+# of that computation, from the loss back to the logits, is always your formula. How far to move is the
+# *learning rate*. Let us try three.
 
 # %% [markdown] lang="pt"
 # ## Como tem que ser o mínimo
@@ -158,9 +158,9 @@ print("finite difference:", [round(d, 4) for d in differences])
 # ## A descida
 #
 # Cada passo pega 1.024 posições aleatórias do texto, o *batch*, e move a tabela contra o gradiente. O
-# gradiente fica por conta do MLX, já que os próximos modelos terão camadas entre os pesos e os logits; mas o
-# primeiro passo dele, da loss até os logits, é sempre a sua fórmula. O quanto mover é a taxa de aprendizado
-# (*learning rate*). Vamos testar três.
+# gradiente fica por conta do MLX, já que os próximos modelos terão camadas entre os pesos e os logits; mas a
+# primeira parte desse cálculo, da loss até os logits, é sempre a sua fórmula. O quanto mover é a taxa de
+# aprendizado (*learning rate*). Vamos testar três.
 
 
 # %%
@@ -192,7 +192,7 @@ for rate, expected, tolerance in ((1, 3.35, 0.01), (100, 2.52, 0.02), (500, 6.75
 # there, worse than knowing nothing. 100 falls fast. Such a large learning rate is a peculiarity of this
 # table: a logit only gets a gradient from the few examples of the batch that have its row.
 #
-# At a constant rate the table then trembles around the minimum, because each batch is a bit different. We
+# At a constant rate the table then fluctuates around the minimum, because each batch is a bit different. We
 # continue with 100, then take smaller steps to let it settle. The loss of the whole text, not of a batch:
 
 # %% [markdown] lang="pt"
@@ -200,7 +200,7 @@ for rate, expected, tolerance in ((1, 3.35, 0.01), (100, 2.52, 0.02), (500, 6.75
 # lá, pior do que não saber nada. Com 100 ela cai depressa. Uma taxa tão grande é uma peculiaridade desta
 # tabela: um logit só recebe gradiente dos poucos exemplos do batch que têm a linha dele.
 #
-# Com a taxa constante, a tabela passa a tremer em torno do mínimo, porque cada batch é um pouco diferente.
+# Com a taxa constante, a tabela passa a oscilar em torno do mínimo, porque cada batch é um pouco diferente.
 # Continuamos com 100 e depois damos passos menores, para ela assentar. A loss do texto inteiro, e não de um
 # batch:
 
@@ -212,14 +212,14 @@ expect(bigram_loss(mx.softmax(table, axis=-1), ids), 2.465, 0.004)
 expect(bigram_loss(counts / counts.sum(axis=1, keepdims=True), ids), 2.453, 0.001)  # counted
 
 # %% [markdown] lang="en"
-# From 4.174 to 2.465; counting gives 2.453 without the `+ 1`, which is the minimum. No pair was ever counted.
+# From 4.17 to 2.47; counting gives 2.453 without the `+ 1`, which is the minimum. No pair was ever counted.
 # Has it found the same table? On the right, each point is one of the 800 most frequent pairs: ln of its
 # counted probability, and ln of its learned one.
 
 # %% [markdown] lang="pt"
-# De 4,174 para 2,465; contando sem o `+ 1` chega-se a 2,453, que é o mínimo. Nenhum par foi contado. Será que
-# o modelo achou a mesma tabela? À direita, cada ponto é um dos 800 pares mais frequentes: o ln da
-# probabilidade contada e o ln da aprendida.
+# De 4,17 para 2,47; contando sem o `+ 1` chega-se a 2,453, que é o mínimo. Nenhum par foi contado. Será que o
+# modelo achou a mesma tabela? À direita, cada ponto é um dos 800 pares mais frequentes: o ln da probabilidade
+# contada e o ln da aprendida.
 
 # %%
 totals = counts.sum(axis=1, keepdims=True)  # [V, 1]
@@ -249,8 +249,8 @@ print("largest sum of a row of the table:", mx.abs(table.sum(axis=1)).max().item
 # the diagonal, with some scatter: it is the same table. The color is how frequent the first character is.
 #
 # We compared probabilities, not logits, since the logits of a row may all differ from ln p by one constant.
-# Which one it is was decided by the start: the gradient of a row has sum 0, so the sum of its logits stays
-# 0, up to rounding.
+# The start determines this constant: the gradient of a row has sum 0, so the sum of its logits stays 0, up to
+# rounding.
 #
 # ## Check
 #
@@ -261,8 +261,8 @@ print("largest sum of a row of the table:", mx.abs(table.sum(axis=1)).max().item
 # com alguma dispersão: é a mesma tabela. A cor mostra quão frequente é o primeiro caractere.
 #
 # Comparamos probabilidades, e não logits, porque os logits de uma linha podem diferir todos de ln p por uma
-# mesma constante. Quem decide qual é ela é o ponto de partida: o gradiente de uma linha soma 0, e por isso a
-# soma dos logits dela continua em 0, a menos de arredondamento.
+# mesma constante. Essa constante é determinada pelo ponto de partida: o gradiente de uma linha soma 0, e por
+# isso a soma dos logits dela continua em 0, a menos de arredondamento.
 #
 # ## Verificação
 #
@@ -311,9 +311,9 @@ check(2, globals())
 #
 # <details><summary>Answer</summary>
 #
-# If the model is sure and wrong, it should learn most. The gradient of the cross-entropy for the target is
-# p - 1, about -1 for p near 0. The derivative of (1 - p)² by the same logit is -2 p (1 - p)², which vanishes
-# for p near 0: the worst errors would hardly be corrected.
+# A model should learn most where it is confident and wrong. The gradient of the cross-entropy for the target
+# is p - 1, about -1 for p near 0. The derivative of (1 - p)² by the same logit is -2 p (1 - p)², which
+# vanishes for p near 0: the worst errors would hardly be corrected.
 # </details>
 
 # %% [markdown] lang="pt"

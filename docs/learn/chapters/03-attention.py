@@ -56,9 +56,9 @@ print("row 2 of weights @ values:     ", (weights @ values)[2])
 # Now the weights depend on the tokens. The match of a query with a key is their dot product; `softmax` turns
 # the matches of one token into positive weights with sum 1. A masked place gets -inf, since e^-inf = 0.
 #
-# Why divide by √D? The dot product of two random vectors with variance 1 has variance D. With D = 64 matches
-# are around ±8, softmax gives nearly everything to the largest, and its gradient vanishes. Divided by √D,
-# the variance is 1 again.
+# Why divide by √D? The dot product of two random vectors, whose D values have variance 1, has variance D.
+# With D = 64, the matches are around ±8, softmax gives nearly everything to the largest, and its gradient
+# vanishes. Divided by √D, the variance is 1 again.
 
 # %% [markdown] lang="pt"
 # ## Pesos a partir de queries e keys
@@ -67,9 +67,9 @@ print("row 2 of weights @ values:     ", (weights @ values)[2])
 # `softmax` transforma as afinidades de um token em pesos positivos que somam 1. Uma posição mascarada recebe
 # -inf, porque e^-inf = 0.
 #
-# Por que dividir por √D? O produto escalar de dois vetores aleatórios de variância 1 tem variância D. Com
-# D = 64, as afinidades ficam em torno de ±8, a softmax entrega quase tudo à maior delas e o gradiente some.
-# Dividindo por √D, a variância volta a ser 1.
+# Por que dividir por √D? O produto escalar de dois vetores aleatórios, cujos D valores têm variância 1, tem
+# variância D. Com D = 64, as afinidades ficam em torno de ±8, a softmax entrega quase tudo à maior delas e o
+# gradiente some. Dividindo por √D, a variância volta a ser 1.
 
 
 # %% tags=["my_gpt"]
@@ -98,15 +98,18 @@ for scale in (1, 8):
 # %% [markdown] lang="en"
 # ## What it learns
 #
-# One head on Tiny Shakespeare: token embedding plus position embedding, one `attend`, and a linear layer to
-# logits. Plain gradient descent would need long, so this uses Adam from MLX; chapter 6 takes it apart.
+# One head on Tiny Shakespeare. Each token begins as a vector of C values, the sum of two embeddings, which
+# are tables as in chapter 2: a row of `wte` for the token, and a row of `wpe` for its position. Then come one
+# `attend` and a linear layer to logits. Plain gradient descent would take long, so this uses Adam from MLX;
+# chapter 6 explains it.
 
 # %% [markdown] lang="pt"
 # ## O que ela aprende
 #
-# Uma cabeça no Tiny Shakespeare: embedding do token mais embedding da posição, uma chamada de `attend` e uma
-# camada linear até os logits. A descida de gradiente simples demoraria demais; por isso usamos o Adam do MLX,
-# que o capítulo 6 desmonta.
+# Uma cabeça no Tiny Shakespeare. Cada token começa como um vetor de C valores, a soma de dois embeddings, que
+# são tabelas como a do capítulo 2: uma linha de `wte` para o token e uma linha de `wpe` para a posição.
+# Depois vêm uma chamada de `attend` e uma camada linear até os logits. A descida de gradiente simples
+# demoraria demais; por isso usamos o Adam do MLX, que o capítulo 6 explica.
 
 # %%
 import mlx.optimizers as optim
@@ -140,12 +143,12 @@ for step in range(300):
 expect(sum(losses[-50:]) / 50, 2.27, 0.04)
 
 # %% [markdown] lang="en"
-# Below the 2.45 of the counted bigrams, which no model of one token can beat on this text. Where does it
-# look? Each row is a token, each column what it attends to.
+# Below 2.45, the loss of the counted bigrams, which no model that sees one token can beat on this text. Where
+# does the head look? Each row is a token, each column what it attends to.
 
 # %% [markdown] lang="pt"
-# Abaixo dos 2,45 dos bigramas contados, que nenhum modelo de um token supera neste texto. Para onde ela olha?
-# Cada linha é um token; cada coluna, a que ele dá atenção.
+# Abaixo de 2,45, a loss dos bigramas contados, que nenhum modelo que vê um só token supera neste texto. Para
+# onde a cabeça olha? Cada linha é um token; cada coluna, a que ele dá atenção.
 
 # %%
 text = "the king and his"
@@ -184,9 +187,11 @@ check(3, globals())
 # %% [markdown] lang="en"
 # ## In mlxgpt
 #
-# `causal_attention` in [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py) is the same line, as one
-# call of MLX's fused kernel: `mx.fast.scaled_dot_product_attention(q, k, v, scale=1/√D, mask="causal")`. It
-# does not store the T × T weights, which at 1,024 tokens would be a million values per head.
+# `causal_attention` in [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py) computes the same. On a GPU
+# it is one call of MLX: `mx.fast.scaled_dot_product_attention(q, k, v, scale=1/√D, mask="causal")`. MLX's
+# fused kernel, used where possible, does not store the T × T weights, which at 1,024 tokens would be a
+# million values per head. On a CPU, [`mlxgpt/backend/cpu/kernels.py`](../../../mlxgpt/backend/cpu/kernels.py)
+# stores them, because the gradient, written by hand as in chapter 2, uses them again.
 #
 # ## Exercises
 #
@@ -197,24 +202,26 @@ check(3, globals())
 # <details><summary>Answer</summary>
 #
 # It falls far below what is possible: the token to predict is one of those attended to, so the head learns to
-# copy it. When generating, it is not there yet, and the samples are noise.
+# copy it. During generation that token does not exist yet, and the samples are noise.
 # </details>
 #
 # 2. Without `wpe`, can the head tell `th` from `ht`?
 #
 # <details><summary>Answer</summary>
 #
-# Only the last token differs in its query. A weighted mean does not depend on the order of what it
-# sums: the earlier tokens are a set. Positions must come from an embedding (GPT-2) or a rotation of queries and
+# Only by the last token, whose query differs. A weighted mean does not depend on the order of what it sums:
+# the earlier tokens are a set. Positions must come from an embedding (GPT-2) or a rotation of queries and
 # keys (RoPE).
 # </details>
 
 # %% [markdown] lang="pt"
 # ## No mlxgpt
 #
-# `causal_attention`, em [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py), é a mesma linha, numa só
-# chamada do kernel fundido do MLX: `mx.fast.scaled_dot_product_attention(q, k, v, scale=1/√D,
-# mask="causal")`. Ele não guarda os T × T pesos, que com 1.024 tokens seriam um milhão de valores por cabeça.
+# `causal_attention`, em [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py), calcula o mesmo. Na GPU, é
+# uma só chamada do MLX: `mx.fast.scaled_dot_product_attention(q, k, v, scale=1/√D, mask="causal")`. O kernel
+# fundido do MLX, usado onde possível, não guarda os T × T pesos, que com 1.024 tokens seriam um milhão de
+# valores por cabeça. Na CPU, [`mlxgpt/backend/cpu/kernels.py`](../../../mlxgpt/backend/cpu/kernels.py) os
+# guarda, porque o gradiente, escrito à mão como no capítulo 2, volta a usá-los.
 #
 # ## Exercícios
 #
@@ -232,7 +239,7 @@ check(3, globals())
 #
 # <details><summary>Resposta</summary>
 #
-# Só pelo último token, que determina a query. Uma média ponderada não depende da ordem das parcelas: os tokens
-# anteriores formam um conjunto. A posição precisa vir de um embedding (GPT-2) ou de uma rotação de queries e
-# keys (RoPE).
+# Só pelo último token, que determina a query. Uma média ponderada não depende da ordem das parcelas: os
+# tokens anteriores formam um conjunto. A posição precisa vir de um embedding (GPT-2) ou de uma rotação de
+# queries e keys (RoPE).
 # </details>

@@ -34,8 +34,8 @@ from mlxgpt.model.gpt import GPT
 # ## Each token alone
 #
 # Three small functions work on every vector separately. A *linear layer* is a matrix product; its weight has
-# shape [outputs, inputs], so the product needs the transpose. A bias is not needed: nanoGPT found a
-# model without slightly better and faster, and this course has none.
+# shape [outputs, inputs], so the product needs the transpose. A bias is not needed: nanoGPT found a model
+# without biases slightly better and faster, and this course has none.
 #
 # *Layer norm* (Ba et al., 2016) subtracts a vector's mean and divides by its standard deviation: whatever the
 # scale of the input, the next layer sees values around ±1. The 1e-5 avoids a division by zero, and the weight
@@ -78,8 +78,8 @@ print("layer norm of 100·x+7:", layer_norm(100 * x + 7, ones))
 #
 # gelu(x) = ½ · x · (1 + tanh z), with z = √(2/π) · (x + 0.044715 · x³)
 #
-# Since tanh z = 2 σ(2z) - 1, with σ the sigmoid, ½ · (1 + tanh z) = σ(2z): the whole is x · σ(2z). That is
-# shorter, and one function less.
+# Since tanh z = 2 σ(2z) - 1, with σ the sigmoid, ½ · (1 + tanh z) = σ(2z): the whole is x · σ(2z), which is
+# shorter.
 
 # %% [markdown] lang="pt"
 # Entre duas camadas lineares é preciso haver algo não linear; senão, as duas juntas equivalem a uma matriz
@@ -88,8 +88,8 @@ print("layer norm of 100·x+7:", layer_norm(100 * x + 7, ones))
 #
 # gelu(x) = ½ · x · (1 + tanh z), com z = √(2/π) · (x + 0,044715 · x³)
 #
-# Como tanh z = 2 σ(2z) - 1, sendo σ a sigmoide, ½ · (1 + tanh z) = σ(2z), e tudo se reduz a x · σ(2z). Fica
-# mais curto, com uma função a menos.
+# Como tanh z = 2 σ(2z) - 1, sendo σ a sigmoide, ½ · (1 + tanh z) = σ(2z), e tudo se reduz a x · σ(2z), que é
+# mais curto.
 
 
 # %% tags=["my_gpt"]
@@ -300,10 +300,11 @@ expect(cosine["large", True, True], 0.55, 0.2)
 
 # %% [markdown] lang="en"
 # Without sum and norm, initial weights give no gradient at all: the curve ends at the lower edge of the plot
-# (values below 1e-12 are drawn there), and before the first block the gradient is 0 even in float32. With the
-# sum, it stays at 1, with or without norm (the two lines cover each other). But with large weights, the sum
-# without norm grows from block to block, and its gradient is millions of times what it was at the end: each
-# block reads a larger stream, and adds still more. With both, the gradient stays between 1 and 7.
+# (values below 1e-12 are drawn there), and before the first block the gradient is rounded to 0 in float32.
+# With the sum, it stays at 1, with or without norm (the two lines cover each other). But with large weights,
+# the sum without norm grows from block to block, and the gradient before the first block is millions of times
+# what it was at the end: each block reads a larger stream, and adds still more. With both, the gradient stays
+# between 1 and 7.
 #
 # The norm alone seems to do well, too: except before the first block, its line stays above 0.3. The
 # gradient's size is not all, though. The last figures are the mean cosine between the vectors of two tokens
@@ -313,10 +314,10 @@ expect(cosine["large", True, True], 0.55, 0.2)
 
 # %% [markdown] lang="pt"
 # Sem soma e sem norma, os pesos iniciais não deixam gradiente algum: a curva termina na borda inferior do
-# gráfico (onde desenhamos os valores abaixo de 1e-12) e, antes do primeiro bloco, o gradiente é 0 em float32.
-# Com a soma, ele fica em 1, com ou sem norma (as duas linhas se cobrem). Com pesos grandes, porém, a soma sem
-# a norma cresce de bloco em bloco, e o gradiente chega a milhões de vezes o do final: cada bloco lê um
-# fluxo maior e soma mais ainda. Com as duas, o gradiente fica entre 1 e 7.
+# gráfico (onde desenhamos os valores abaixo de 1e-12) e, antes do primeiro bloco, o gradiente é arredondado
+# para 0 em float32. Com a soma, ele fica em 1, com ou sem norma (as duas linhas se cobrem). Com pesos
+# grandes, porém, a soma sem a norma cresce de bloco em bloco, e o gradiente chega a milhões de vezes o do
+# final: cada bloco lê um fluxo maior e soma mais ainda. Com as duas, o gradiente fica entre 1 e 7.
 #
 # A norma sozinha também parece dar conta: a não ser antes do primeiro bloco, a sua linha fica acima de 0,3.
 # Mas o tamanho do gradiente não é tudo. Os últimos números são o cosseno médio entre os vetores de dois
@@ -344,9 +345,9 @@ check(4, globals())
 # same functions as MLX modules. The heads are split in one `reshape` to [B, T, 3, H, D] and one `transpose`.
 # `Block` also passes on the KV cache of chapter 9, and a random key for dropout. Options in the config
 # replace parts: biases (which GPT-2 has), RMSNorm, SwiGLU, rotary positions. The operations are in
-# [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py): on a GPU, MLX's own kernels, as
-# `mx.fast.layer_norm`; on a CPU kernels of the project, since some of MLX's operations are slow there, as
-# tanh.
+# [`mlxgpt/backend/ops.py`](../../../mlxgpt/backend/ops.py): on a GPU, MLX's own kernels, such as
+# `mx.fast.layer_norm`; on a CPU, kernels of the project, since some of MLX's operations, such as tanh, are
+# slow there.
 #
 # ## Exercises
 #
@@ -359,7 +360,8 @@ check(4, globals())
 #
 # It cuts the memory in another order: a row of a head then has parts of other tokens. With the example above
 # (T = 2, C = 3), head 0 would get 0 and 1, both from the first token, instead of 0 and 3. The causal mask
-# then masks the wrong things, and tokens see later ones: no error, but the check of the block fails.
+# then masks the wrong things, and tokens see later ones: there is no error message, but the check of the
+# block fails.
 # </details>
 #
 # 2. How do the parameters of a block change with twice as many heads?
@@ -374,9 +376,9 @@ check(4, globals())
 #
 # <details><summary>Answer</summary>
 #
-# The unchanged path: every norm is between the first block and the last, and rescales what passes, in both
-# directions. GPT-2 moved the norm to the input of each part, so that nothing but sums is on the path.
-# Training is then less sensitive to learning rate and warmup (Xiong et al., 2020).
+# The unchanged path: there, the norms are on the path from the first block to the last, and rescale what
+# passes, in both directions. GPT-2 moved the norm to the input of each part, so that only sums remain on the
+# path. Training is then less sensitive to learning rate and warmup (Xiong et al., 2020).
 # </details>
 
 # %% [markdown] lang="pt"
@@ -401,8 +403,8 @@ check(4, globals())
 #
 # A memória é cortada em outra ordem: uma linha de uma cabeça recebe pedaços de outros tokens. No exemplo
 # acima (T = 2, C = 3), a cabeça 0 receberia 0 e 1, ambos do primeiro token, em vez de 0 e 3. A máscara causal
-# passa a esconder as coisas erradas, e tokens enxergam posteriores: nenhum erro aparece, mas a verificação do
-# bloco falha.
+# passa a esconder as coisas erradas, e alguns tokens enxergam os posteriores: nenhuma mensagem de erro
+# aparece, mas a verificação do bloco falha.
 # </details>
 #
 # 2. O que acontece com os parâmetros de um bloco se o número de cabeças dobrar?

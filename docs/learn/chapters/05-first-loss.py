@@ -1,18 +1,18 @@
 # %% [markdown] lang="en"
 # # 5. The stack and the first loss
 #
-# **What should a model that knows nothing score?**
+# **What loss should a model that knows nothing have?**
 #
 # Before the first training step, a GPT can already be wrong: a mask that is missing, targets in the wrong
-# place, weights that are too large. Its first loss tells about some of these in a second, if you know what it
-# has to be. This chapter builds the whole model, derives its first loss, and breaks it three times.
+# place, weights that are too large. Its first loss reveals some of these in a second, if you know what it
+# should be. This chapter builds the whole model, derives its first loss, and breaks it three times.
 
 # %% [markdown] lang="pt"
 # # 5. A pilha de blocos e a primeira loss
 #
 # **Que loss deve ter um modelo que não sabe nada?**
 #
-# Antes do primeiro passo de treino, um GPT já pode estar errado: falta a máscara, os targets estão no lugar
+# Antes do primeiro passo de treino, um GPT já pode estar errado: falta a máscara, os alvos estão no lugar
 # errado, os pesos são grandes demais. A primeira loss revela parte disso em um segundo, desde que se saiba
 # quanto ela deve valer. Este capítulo monta o modelo inteiro, deduz a sua primeira loss e o quebra três
 # vezes.
@@ -37,8 +37,9 @@ from mlxgpt.model.stats import count_parameters
 # and a head that turns C values into V logits. The head is the token embedding once more (Press & Wolf, 2017:
 # a *tied* head): the logit of a token is the dot product of its row of `wte` with the final vector.
 #
-# The initial weights are GPT-2's: normal, with standard deviation 0.02; norms 1. The two matrices of a block
-# that write to the residual stream, both named `c_proj`, get 0.02/√(2·n_layer); why is measured below.
+# The initial weights are GPT-2's: normal, with standard deviation 0.02; the weights of the norms are 1. The
+# two matrices of a block that write to the residual stream, both named `c_proj`, get 0.02/√(2·n_layer); why
+# is measured below.
 
 # %% [markdown] lang="pt"
 # ## A pilha
@@ -48,9 +49,9 @@ from mlxgpt.model.stats import count_parameters
 # outra vez (Press & Wolf, 2017: *tied head*): o logit de um token é o produto escalar da sua linha de `wte`
 # com o vetor final.
 #
-# Os pesos iniciais são os do GPT-2: normais, com desvio padrão 0,02; as normas valem 1. As duas matrizes do
-# bloco que escrevem no residual stream, ambas chamadas `c_proj`, recebem 0,02/√(2·n_layer); o porquê vamos
-# medir mais abaixo.
+# Os pesos iniciais são os do GPT-2: normais, com desvio padrão 0,02; os pesos das normas valem 1. As duas
+# matrizes do bloco que escrevem no residual stream, ambas chamadas `c_proj`, recebem 0,02/√(2·n_layer); o
+# porquê vamos medir mais abaixo.
 
 
 # %% tags=["my_gpt"]
@@ -112,10 +113,11 @@ print(f"library: {count_parameters(config):,}")
 # %% [markdown] lang="en"
 # ## The first loss
 #
-# Who knows nothing gives each of V tokens the probability 1/V: loss -ln(1/V) = ln V, for 65 characters 4.174.
-# A fresh GPT is not quite that: its logits are not equal, but random. Let logits have mean 0 and a small
-# variance σ². The target has nothing to do with them, so the mean of its logit is 0, and the loss is that of
-# the denominator: ln Σ e^z. For normal z the mean of e^z is e^(σ²/2), so the sum is about V·e^(σ²/2), and
+# A model that knows nothing gives each of V tokens the probability 1/V. Its loss is -ln(1/V) = ln V, for 65
+# characters 4.174. A fresh GPT is not quite that: its logits are not equal, but random. Let logits have mean
+# 0 and a small variance σ². The target has nothing to do with them, so the mean of its logit is 0, and the
+# loss is that of the denominator: ln Σ e^z. For normal z the mean of e^z is e^(σ²/2), so the sum is about
+# V·e^(σ²/2), and
 #
 # **loss ≈ ln V + σ²/2**
 #
@@ -127,7 +129,7 @@ print(f"library: {count_parameters(config):,}")
 #
 # Quem não sabe nada dá a cada um dos V tokens a probabilidade 1/V: a loss é -ln(1/V) = ln V, ou 4,174 para 65
 # caracteres. Um GPT recém-criado não é bem isso: os logits não são iguais, e sim aleatórios. Sejam eles de
-# média 0 e variância pequena σ². O target nada tem a ver com eles; o seu logit é 0 em média, e sobra o
+# média 0 e variância pequena σ². O alvo nada tem a ver com eles; o seu logit é 0 em média, e sobra o
 # denominador: ln Σ e^z. Para z normal, a média de e^z é e^(σ²/2); a soma vale cerca de V·e^(σ²/2), e
 #
 # **loss ≈ ln V + σ²/2**
@@ -146,12 +148,12 @@ print(f"ln V + σ²/2:   {math.log(V) + variance / 2:.3f}, measured σ² = {vari
 loss = cross_entropy(logits, targets).mean()
 expect(loss, 4.18, 0.03)
 own_logit = mx.take_along_axis(logits, inputs[..., None], axis=-1).mean()
-expect(own_logit, 0.75, 0.05)
+expect(own_logit, 0.73, 0.05)
 
 # %% [markdown] lang="en"
 # The measured variance is a third above 0.0256. The reason is the tied head: the vector of a token still
-# contains its own row of `wte`, so the logit of the *input* token is 0.75, not 0. One of 65 logits that is
-# 0.75 too high adds about 0.75²/65 = 0.009 to the variance.
+# contains its own row of `wte`, so the logit of the *input* token is 0.73 on average (the last number above),
+# not 0. One of 65 logits that is 0.73 too high adds about 0.73²/65 = 0.008 to the variance.
 #
 # ## Why `c_proj` starts smaller
 #
@@ -162,8 +164,9 @@ expect(own_logit, 0.75, 0.05)
 
 # %% [markdown] lang="pt"
 # A variância medida fica um terço acima de 0,0256. A causa é a saída ligada ao embedding: o vetor de um token
-# ainda contém a sua própria linha de `wte`, e por isso o logit do token de *entrada* é 0,75, e não 0. Um
-# logit em 65 que é 0,75 alto demais soma cerca de 0,75²/65 = 0,009 à variância.
+# ainda contém a sua própria linha de `wte`, e por isso o logit do token de *entrada* é 0,73 em média (o
+# último número acima), e não 0. Um logit em 65 que é 0,73 alto demais soma cerca de 0,73²/65 = 0,008 à
+# variância.
 #
 # ## Por que `c_proj` começa menor
 #
@@ -223,9 +226,9 @@ expect(formula[-1], 35, 4)
 # ## Broken three times
 #
 # **(a) A standard deviation of 1.** The right end of the plot: 18 nats instead of 4.2. The model is not
-# ignorant but sure, and wrong. The formula fails there, since σ = 8 is not small: of 65 values e^z the
-# largest is nearly the whole sum, so the loss is about the largest logit, less that of the target, which is 0
-# on average.
+# ignorant: it is confident, and wrong. The formula fails there, since σ, about 8, is not small: of 65 values
+# e^z, the largest is nearly the whole sum, so the loss is about the largest logit, less that of the target,
+# which is 0 on average.
 
 # %% [markdown] lang="pt"
 # O fluxo de 12 blocos cresce para 1,2 vez o tamanho inicial com o `c_proj` menor, e para 4 vezes sem ele: os
@@ -235,8 +238,8 @@ expect(formula[-1], 35, 4)
 # ## Quebrado três vezes
 #
 # **(a) Desvio padrão 1.** É a ponta direita do gráfico: 18 nats em vez de 4,2. O modelo não é ignorante: tem
-# certeza, e erra. Ali a fórmula falha, porque σ = 8 não é pequeno: entre 65 valores de e^z, o maior é quase a
-# soma inteira, e a loss vale mais ou menos o maior logit menos o do target, que em média é 0.
+# certeza, e erra. Ali a fórmula falha, porque σ, cerca de 8, não é pequeno: entre 65 valores de e^z, o maior
+# é quase a soma inteira, e a loss vale mais ou menos o maior logit menos o do alvo, que em média é 0.
 
 # %%
 large_logits = gpt(inputs, scale_matrices(weights, 50), n_head)
@@ -245,11 +248,11 @@ print(
 )
 
 # %% [markdown] lang="en"
-# **(b) Targets not shifted.** The targets are the inputs themselves. The own logit is 0.75 higher than the
-# others, so the loss is about that much lower:
+# **(b) Targets not shifted.** The targets are the inputs themselves. The logit of the input token is 0.73
+# higher than the others, so the loss is lower by about as much:
 
 # %% [markdown] lang="pt"
-# **(b) Targets sem deslocamento.** Os targets são as próprias entradas. O logit do próprio token é 0,75 mais
+# **(b) Alvos sem deslocamento.** Os alvos são as próprias entradas. O logit do token de entrada é 0,73 mais
 # alto que os outros, e a loss fica menor mais ou menos nessa medida:
 
 # %%
@@ -257,7 +260,7 @@ expect(cross_entropy(logits, inputs).mean(), 3.46, 0.04)
 
 # %% [markdown] lang="en"
 # Clearly below ln V, before any training. A model that knows nothing cannot be better than chance: a first
-# loss well below ln V means that it sees its answer.
+# loss well below ln V means that it sees the answer.
 #
 # **(c) No mask.** Each token attends to all, the later ones included. Only `attend` changes, in `my_gpt`,
 # where `attention` looks it up:
@@ -298,7 +301,7 @@ my_gpt.attend = masked_attend
 #
 # ## Check
 #
-# Your GPT and its gradients equal the library's, and a new one scores ln V.
+# Your GPT and its gradients equal the library's, and the first loss of a new one is ln V.
 
 # %% [markdown] lang="pt"
 # A mesma loss, com diferença de poucos milésimos. A resposta está ali para ser lida, mas pesos não treinados
@@ -325,8 +328,9 @@ check(5, globals())
 # [`mlxgpt/training/selfcheck.py`](../../../mlxgpt/training/selfcheck.py). It computes the first loss of the
 # full model (in [`full_size_check.py`](../../../mlxgpt/training/full_size_check.py)) on random tokens,
 # compares it with ln V plus the two terms of this chapter, and explains it. Its `check_causality` is our
-# `largest_leak`, with one difference: it first scales the weights up, so that attention contributes more and
-# a leak cannot be missed. `check_tied_head` and a model that overfits one batch find other bugs.
+# `largest_leak` on a smaller model, whose weights it first scales up, so that attention contributes more and
+# a leak cannot be missed. `check_tied_head`, and `check_overfitting`, which trains on a single batch, find
+# other bugs.
 #
 # ## Exercises
 #
@@ -340,21 +344,21 @@ check(5, globals())
 # hardly counts among 50,257.
 # </details>
 #
-# 2. With a separate output head, what would (b) score at first?
+# 2. With a separate output head, what would the first loss of (b) be?
 #
 # <details><summary>Answer</summary>
 #
-# About ln V: the rows of the head have nothing to do with the embeddings, so the own logit is 0 on average.
-# The bug shows later, when the loss falls to nearly 0: copying the input is easy.
+# About ln V: the rows of the head have nothing to do with the embeddings, so the logit of the input token is
+# 0 on average. The bug shows later, when the loss falls to nearly 0: copying the input is easy.
 # </details>
 #
 # 3. Why is the first loss of (c) not lower, although every token sees its target?
 #
 # <details><summary>Answer</summary>
 #
-# For a lower loss the logit of the target must be higher than others. It gets a small part of one mean over
-# 32 tokens, through random matrices that point nowhere in particular: it moves by a hundredth or two at most,
-# up or down.
+# For a lower loss, the logit of the target must be higher than the others. The target is only a small part of
+# a mean over 32 tokens, through random matrices that point nowhere in particular: it moves by a hundredth or
+# two at most, up or down.
 # </details>
 
 # %% [markdown] lang="pt"
@@ -369,9 +373,9 @@ check(5, globals())
 # [`mlxgpt/training/selfcheck.py`](../../../mlxgpt/training/selfcheck.py). Ele calcula a primeira loss do
 # modelo completo (em [`full_size_check.py`](../../../mlxgpt/training/full_size_check.py)) com tokens
 # aleatórios, compara-a com ln V mais os dois termos deste capítulo, e a explica. O seu `check_causality` é o
-# nosso `largest_leak`, com uma diferença: antes ele aumenta os pesos, para que a atenção contribua mais e
-# nenhum vazamento escape. `check_tied_head` e um modelo que decora um único batch encontram outros
-# erros.
+# nosso `largest_leak` num modelo menor, cujos pesos ele antes aumenta, para que a atenção contribua mais e
+# nenhum vazamento escape. `check_tied_head` e `check_overfitting`, que treina com um único batch, encontram
+# outros erros.
 #
 # ## Exercícios
 #
@@ -389,15 +393,15 @@ check(5, globals())
 #
 # <details><summary>Resposta</summary>
 #
-# Cerca de ln V: as linhas da saída não têm relação com os embeddings, e o logit do próprio token é 0 em
+# Cerca de ln V: as linhas da saída não têm relação com os embeddings, e o logit do token de entrada é 0 em
 # média. O erro aparece depois, quando a loss cai para quase 0: copiar a entrada é fácil.
 # </details>
 #
-# 3. Por que a primeira loss de (c) não é menor, se cada token enxerga o seu target?
+# 3. Por que a primeira loss de (c) não é menor, se cada token enxerga o seu alvo?
 #
 # <details><summary>Resposta</summary>
 #
-# Para a loss cair, o logit do target precisa ser maior que os outros. Ele entra com uma pequena parcela numa
+# Para a loss cair, o logit do alvo precisa ser maior que os outros. Ele entra com uma pequena parcela numa
 # média de 32 tokens, através de matrizes aleatórias que não apontam para lugar nenhum: muda no máximo um ou
 # dois centésimos, para cima ou para baixo.
 # </details>

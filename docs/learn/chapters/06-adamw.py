@@ -140,7 +140,7 @@ for path, final_loss in zip(paths.values(), (0.2, 0.004, 0.007), strict=True):
 #
 # With a constant gradient, the step without the correction is (1 - β₁ᵗ)/√(1 - β₂ᵗ) times the learning rate,
 # with it always 1. For β₂ = 0.999 the first step is 0.1/√0.001 = 3.2 times too large. With our β₂ = 0.99 it
-# is 0.1/√0.01 = 1, as if nothing were wrong, but the steps after it are not:
+# is 0.1/√0.01 = 1, as if nothing were wrong, but later steps are up to 2.1 times as large as they should be:
 
 # %% [markdown] lang="pt"
 # A descida de gradiente (azul) pula de um lado para o outro e, depois de 60 passos, ainda está longe do
@@ -151,7 +151,8 @@ for path, final_loss in zip(paths.values(), (0.2, 0.004, 0.007), strict=True):
 #
 # Com gradiente constante, o passo sem a correção vale (1 - β₁ᵗ)/√(1 - β₂ᵗ) vezes a taxa de aprendizado; com
 # ela, vale sempre 1. Com β₂ = 0,999, o primeiro passo é 0,1/√0,001 = 3,2 vezes maior do que deveria. Com o
-# nosso β₂ = 0,99, é 0,1/√0,01 = 1, como se nada houvesse de errado, mas os passos seguintes não:
+# nosso β₂ = 0,99, é 0,1/√0,01 = 1, como se nada houvesse de errado, mas os passos seguintes chegam a 2,1
+# vezes o que deveriam ser:
 
 # %%
 for beta2 in (0.95, 0.99, 0.999):
@@ -164,16 +165,16 @@ for beta2 in (0.95, 0.99, 0.999):
 #
 # The older way, L2, adds decay × weight to the gradient. In Adam that is then divided by √v: weights with
 # large gradients hardly decay, others far too much. Two groups of weights, all 1 at first, with gradients
-# that are only noise, ±10 in one and ±0.01 in the other. After 300 steps with learning rate 0.01 and decay
-# 0.1, all should be at (1 - 0.001)³⁰⁰ = 0.74:
+# that are only noise, of size 10 in one and 0.01 in the other. After 300 steps with learning rate 0.01 and
+# decay 0.1, all should be at (1 - 0.001)³⁰⁰ = 0.74:
 
 # %% [markdown] lang="pt"
 # ## Weight decay desacoplado
 #
 # A forma antiga, L2, soma decay × peso ao gradiente. No Adam, isso é depois dividido por √v: pesos de
 # gradiente grande quase não decaem, os outros decaem demais. Dois grupos de pesos, todos 1 no início, com
-# gradientes que são puro ruído, ±10 num grupo e ±0,01 no outro. Depois de 300 passos com taxa de aprendizado
-# 0,01 e decay 0,1, todos deveriam estar em (1 - 0,001)³⁰⁰ = 0,74:
+# gradientes que são puro ruído, de tamanho 10 num grupo e 0,01 no outro. Depois de 300 passos com taxa de
+# aprendizado 0,01 e decay 0,1, todos deveriam estar em (1 - 0,001)³⁰⁰ = 0,74:
 
 # %%
 noise_size = mx.array([[10.0], [0.01]])
@@ -193,8 +194,8 @@ for name, weight, expected in (("decoupled", decoupled, (0.74, 0.74)), ("L2", l2
 # ## Compared with MLX's
 #
 # Ten steps with the same gradients, from weights as small as a GPT's. MLX's AdamW leaves out the bias
-# correction unless asked for it. (Equal here means equal to rounding: with weights around 1, whose float32
-# steps are larger, single weights differ by 1.2e-6 after these ten steps.)
+# correction unless asked for it. (Equal here means equal except for rounding: with weights around 1, whose
+# float32 steps are larger, single weights differ by 1.2e-6 after these ten steps.)
 
 # %% [markdown] lang="pt"
 # ## Comparado com o AdamW do MLX
@@ -221,14 +222,14 @@ for bias_correction in (True, False):
 # %% [markdown] lang="en"
 # ## All weights of a GPT
 #
-# The moments are kept by the names of the weights. As in nanoGPT, only matrices and embeddings decay: the
-# weight of a norm starts at 1, and pulling it to 0 would only make its layer silent.
+# The moments are stored under the names of the weights. As in nanoGPT, only matrices and embeddings decay:
+# the weight of a norm starts at 1, and pulling it to 0 would only weaken its layer.
 
 # %% [markdown] lang="pt"
 # ## Todos os pesos de um GPT
 #
 # Os momentos são guardados pelos nomes dos pesos. Como no nanoGPT, só matrizes e embeddings decaem: o peso de
-# uma norma começa em 1, e puxá-lo para 0 apenas calaria a sua camada.
+# uma norma começa em 1, e puxá-lo para 0 só enfraqueceria a sua camada.
 
 
 # %% tags=["my_gpt"]
@@ -305,10 +306,10 @@ expect(sum(curves["AdamW"][-50:]) / 50, 2.54, 0.07)
 
 # %% [markdown] lang="en"
 # For about 40 steps both are alike. Then AdamW pulls away, and ends about 0.1 lower: over the last 50 steps
-# 2.51 against 2.66 here, and 2.58 against 2.64 on average of two other seeds. In so small a model that is not
-# much. What the plot does not show: SGD with learning rate 1 has spikes far above 4.17. AdamW's rate must be
-# chosen, too (0.03 ends at 2.66, no better than SGD), but the size of its steps does not depend on that of
-# the gradients.
+# 2.51 against 2.66 here, and 2.58 against 2.64 on average over two other seeds. In so small a model that is
+# not much. What the plot does not show: SGD with learning rate 1 has spikes far above 4.17. AdamW's rate must
+# be chosen, too (0.03 ends at 2.66, no better than SGD), but the size of its steps does not depend on the
+# size of the gradients.
 #
 # ## Check
 #
@@ -316,10 +317,10 @@ expect(sum(curves["AdamW"][-50:]) / 50, 2.54, 0.07)
 
 # %% [markdown] lang="pt"
 # Por uns 40 passos, os dois andam juntos. Depois o AdamW se destaca e termina cerca de 0,1 abaixo: nos
-# últimos 50 passos, 2,51 contra 2,66 aqui, e 2,58 contra 2,64 na média de duas outras sementes. Num modelo
-# tão pequeno, não é muito. O que o gráfico não mostra: com taxa de aprendizado 1, o SGD tem picos bem acima
-# de 4,17. A taxa do AdamW também precisa ser escolhida (com 0,03 ele termina em 2,66, não melhor que o SGD),
-# mas o tamanho dos seus passos não depende do tamanho dos gradientes.
+# últimos 50 passos, 2,51 contra 2,66 aqui, e 2,58 contra 2,64 na média de duas outras seeds. Num modelo tão
+# pequeno, não é muito. O que o gráfico não mostra: com taxa de aprendizado 1, o SGD tem picos bem acima de
+# 4,17. A taxa do AdamW também precisa ser escolhida (com 0,03 ele termina em 2,66, não melhor que o SGD), mas
+# o tamanho dos seus passos não depende do tamanho dos gradientes.
 #
 # ## Verificação
 #
@@ -369,7 +370,7 @@ check(6, globals())
 # <details><summary>Answer</summary>
 #
 # Only Adam. Gradient descent and momentum do not know axes: their paths turn with the valley. Adam scales
-# each coordinate by itself; now both have gradients of the same size, dominated by the steep direction, and
+# each coordinate separately; now both have gradients of the same size, dominated by the steep direction, and
 # there is nothing to even out. That is the point of methods such as Muon, which look at a matrix as a whole.
 # </details>
 

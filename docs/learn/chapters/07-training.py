@@ -32,8 +32,9 @@ V, T, N_HEAD = tokenizer.vocab_size, 32, 4
 # %% [markdown] lang="en"
 # ## Text to train on, and text to measure on
 #
-# A model that has seen a text can know it by memory. So the last 10% are held out, and only measured on. It
-# must be one piece: if every tenth line were held out, its neighbors would have given much of it away.
+# A model may have memorized a text that it was trained on. So the last 10% are held out, and used only to
+# measure: this is the *validation* text. It must be one piece: if every tenth line were held out, its
+# neighbors would have given much of it away.
 #
 # A batch is B windows of T tokens from random places. The targets are the same windows one token later, so
 # each window gives T predictions at once.
@@ -45,8 +46,8 @@ V, T, N_HEAD = tokenizer.vocab_size, 32, 4
 # servem para medir: é a validação (*validation*). Precisa ser um trecho contínuo: se separássemos uma linha
 # a cada dez, as vizinhas entregariam boa parte dela.
 #
-# Um batch são B janelas de T tokens, tiradas de lugares aleatórios. Os targets são as mesmas janelas um
-# token adiante; assim, cada janela rende T previsões de uma vez.
+# Um batch são B janelas de T tokens, tiradas de lugares aleatórios. Os alvos são as mesmas janelas um token
+# adiante; assim, cada janela rende T previsões de uma vez.
 
 
 # %% tags=["my_gpt"]
@@ -128,11 +129,11 @@ def learning_rate(step, peak, warmup_steps, max_steps):
 # the others are scaled by 1/(1 - rate), which keeps the mean. We need it further down.
 
 # %% [markdown] lang="pt"
-# ## O laço de treinamento
+# ## O laço de treino
 #
 # Faltam duas funções. `evaluate` mede a loss média em um texto, cada janela uma vez. O *dropout* (Srivastava
-# et al., 2014) zera valores ao acaso durante o treinamento, para que nenhuma previsão dependa de um só deles;
-# os outros são multiplicados por 1/(1 - rate), o que preserva a média. Vamos precisar dele mais abaixo.
+# et al., 2014) zera valores ao acaso durante o treino, para que nenhuma previsão dependa de um só deles; os
+# outros são multiplicados por 1/(1 - rate), o que preserva a média. Vamos precisar dele mais abaixo.
 
 
 # %% tags=["my_gpt"]
@@ -213,18 +214,20 @@ plt.show()
 # %% [markdown] lang="en"
 # The rate rises for 100 steps and falls for 400. The two losses, each of 10,000 characters, fall together:
 # 500 batches of 1,024 characters are half of the training text, so little of it was seen twice, and nothing
-# could be memorized. The loss of the whole validation text is 2.11, against 2.46 of the counted bigrams.
+# could be memorized. The loss of the whole validation text is 2.11, against 2.48 for bigrams counted on the
+# training text (chapter 1, exercise 1).
 #
 # ## Batch size: the noise of the gradient
 #
-# The gradient of a batch is an estimate of that of the whole text. A mean of B independent estimates has a
-# standard deviation of 1/√B of one: to halve the noise, you need four times the work. Measured at the
-# trained weights, over 32 batches of each size:
+# The gradient of a batch is an estimate of the gradient of the whole text. The mean of B independent
+# estimates has 1/√B of the standard deviation of one: to halve the noise, you need four times the work.
+# Measured at the trained weights, over 32 batches of each size:
 
 # %% [markdown] lang="pt"
 # A taxa sobe por 100 passos e desce por 400. As duas losses, cada uma sobre 10.000 caracteres, caem juntas:
 # 500 batches de 1.024 caracteres equivalem à metade do texto de treino; pouca coisa foi vista duas vezes, e
-# não houve o que decorar. A loss no texto de validação inteiro é 2,11, contra 2,46 dos bigramas contados.
+# não houve o que decorar. A loss no texto de validação inteiro é 2,11, contra 2,48 dos bigramas contados no
+# texto de treino (capítulo 1, exercício 1).
 #
 # ## Tamanho do batch: o ruído do gradiente
 #
@@ -255,7 +258,7 @@ expect(noise[-1] / mean_norm, 2.1, 0.6)
 
 # %% [markdown] lang="en"
 # Four times the batch, half the noise. At B = 32 the noise is still about twice as long as the gradient it
-# hides. That is no harm as long as it averages out over the steps. Only when it is clearly shorter than the
+# hides. That does no harm as long as it averages out over the steps. Only when it is clearly shorter than the
 # gradient do larger batches stop paying: McCandlish et al. (2018) measure this to choose the batch size.
 #
 # If a batch does not fit in memory, it can be taken in parts: the mean of the gradients of equal
@@ -342,32 +345,32 @@ for axis in axes:
 plt.show()
 
 # %% [markdown] lang="en"
-# On the left, the noise of the gradient follows 1/√B. On the right, without dropout (red), the training
-# loss falls to 1.3, but the validation loss is lowest at about step 150 and rises by 0.4 until the end:
-# every further step learns these 3,000 characters by heart. With dropout (blue), it stays close to its
-# lowest value. That value is no better than stopping the red run in time, and both are far from 2.11: the
-# best remedy is more text.
+# On the left, the noise of the gradient follows 1/√B. On the right, without dropout (red), the training loss
+# falls to 1.3, but the validation loss is lowest at about step 150 and rises by about 0.35 until the end:
+# every further step only memorizes these 3,000 characters. With dropout (blue), it stays close to its lowest
+# value. That value is no better than stopping the red run in time, and both are far from 2.11: the best
+# remedy is more text.
 #
 # So this is when more training is worse: as soon as the validation loss rises, whatever the training loss
 # says.
 #
 # ## Check
 #
-# All functions against the library, among them the learning rate of every step.
+# All functions are compared with the library's, among them the learning rate of every step.
 
 # %% [markdown] lang="pt"
 # À esquerda, o ruído do gradiente segue 1/√B. À direita, sem dropout (vermelho), a loss de treino cai até
-# 1,3, mas a de validação é mínima perto do passo 150 e sobe 0,4 até o fim: cada passo a mais só decora esses
-# 3.000 caracteres. É o sobreajuste (*overfitting*). Com dropout (azul), ela fica perto do seu mínimo. Esse
-# mínimo não é melhor que parar a rodada vermelha na hora certa, e os dois estão longe de 2,11: o melhor
-# remédio é mais texto.
+# 1,3, mas a de validação é mínima perto do passo 150 e sobe cerca de 0,35 até o fim: cada passo a mais só
+# decora esses 3.000 caracteres. É o sobreajuste (*overfitting*). Com dropout (azul), ela fica perto do seu
+# mínimo. Esse mínimo não é melhor que parar o treino vermelho na hora certa, e os dois estão longe de 2,11: o
+# melhor remédio é mais texto.
 #
 # É aí, então, que treinar mais piora o modelo: quando a loss de validação começa a subir, diga a de treino o
 # que disser.
 #
 # ## Verificação
 #
-# Todas as funções contra a biblioteca, entre elas a taxa de aprendizado de cada passo.
+# Todas as funções são comparadas com as da biblioteca, entre elas a taxa de aprendizado de cada passo.
 
 # %%
 check(7, globals())
@@ -376,13 +379,13 @@ check(7, globals())
 # ## In mlxgpt
 #
 # - [`training/schedule.py`](../../../mlxgpt/training/schedule.py): the same warmup and cosine, made of MLX's
-#   schedules; or `wsd`, which stays at the peak and falls in a straight line over the last part.
+#   schedules; or `wsd` (warmup, stable, decay), which stays at the peak and ends with a linear cooldown.
 # - [`data/token_array.py`](../../../mlxgpt/data/token_array.py): `get_batch(step)` shuffles the blocks of
-#   each epoch instead of drawing places, so every token comes up about once per epoch. It is a pure
-#   function of the step: a run that resumes at step 300 gets the batch it would have got, without any saved
-#   state.
+#   each epoch (one pass over the text) instead of drawing places, so every token is seen about once per
+#   epoch. It is a pure function of the step: a run that resumes at step 300 gets the batch it would have got,
+#   without any saved state.
 # - [`training/step.py`](../../../mlxgpt/training/step.py): the compiled step. It also clips the norm of the
-#   gradient, skips a step whose loss is not finite, and waits after each micro-batch, for the memory.
+#   gradient, skips a step whose loss is not finite, and waits after each micro-batch, to save memory.
 # - [`evaluation/loss.py`](../../../mlxgpt/evaluation/loss.py): every window once, without dropout. The last,
 #   shorter window is padded and masked; ours drops it. It also gives bits per byte, which can be compared
 #   between tokenizers.
@@ -423,20 +426,21 @@ check(7, globals())
 # ## No mlxgpt
 #
 # - [`training/schedule.py`](../../../mlxgpt/training/schedule.py): o mesmo warmup e o mesmo cosseno, montados
-#   com os schedules do MLX; ou `wsd`, que fica no pico e desce em linha reta no trecho final.
+#   com os schedules do MLX; ou `wsd` (*warmup, stable, decay*), que fica no pico e termina com uma queda
+#   linear (*cooldown*).
 # - [`data/token_array.py`](../../../mlxgpt/data/token_array.py): `get_batch(step)` embaralha os blocos de
-#   cada época em vez de sortear posições; assim, cada token aparece mais ou menos uma vez por época. É uma
-#   função pura do passo: um treinamento retomado no passo 300 recebe o batch que teria recebido, sem nenhum
-#   estado salvo.
+#   cada época (uma passagem pelo texto) em vez de sortear posições; assim, cada token aparece mais ou menos
+#   uma vez por época. É uma função pura do passo: um treino retomado no passo 300 recebe o batch que teria
+#   recebido, sem nenhum estado salvo.
 # - [`training/step.py`](../../../mlxgpt/training/step.py): o passo compilado. Ele também limita a norma do
-#   gradiente (*clipping*), pula um passo cuja loss não seja finita e espera depois de cada micro-batch, por
-#   causa da memória.
+#   gradiente (*clipping*), pula um passo cuja loss não seja finita e espera depois de cada micro-batch, para
+#   poupar memória.
 # - [`evaluation/loss.py`](../../../mlxgpt/evaluation/loss.py): cada janela uma vez, sem dropout. A última
 #   janela, mais curta, recebe padding e máscara; a nossa função a descarta. Ele dá também os bits por byte,
 #   comparáveis entre tokenizadores.
 #
-# `--patience` encerra o treinamento depois de algumas avaliações sem uma loss de validação menor, e o
-# `generate` usa o melhor checkpoint, a não ser que você peça outro.
+# `--patience` encerra o treino depois de algumas avaliações sem uma loss de validação menor, e o `generate`
+# usa o melhor checkpoint, a não ser que você peça outro.
 #
 # ## Exercícios
 #
@@ -455,7 +459,7 @@ check(7, globals())
 #
 # <details><summary>Resposta</summary>
 #
-# Com o warmup curto, a loss terminou cerca de 0,2 acima nas nossas rodadas, embora só os primeiros passos
+# Com o warmup curto, a loss terminou cerca de 0,2 acima nos nossos testes, embora só os primeiros passos
 # mudem muito: passos grandes em direções quase aleatórias deixam os pesos num lugar de onde se aprende
 # devagar.
 # </details>

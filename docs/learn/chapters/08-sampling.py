@@ -4,8 +4,8 @@
 # **Why is the most likely text not the best text?**
 #
 # A trained GPT does not write. It gives 65 probabilities for the next character, and something has to choose
-# one. That choice is made outside the model, without any training, and it decides whether the text is dull,
-# readable or noise.
+# one of the characters. That choice is made outside the model, without any training, and it decides whether
+# the text is dull, readable or noise.
 
 # %% [markdown] lang="pt"
 # # 8. Amostragem
@@ -13,8 +13,8 @@
 # **Por que o texto mais provável não é o melhor texto?**
 #
 # Um GPT treinado não escreve. Ele dá 65 probabilidades para o próximo caractere, e alguém precisa escolher um
-# deles: é a amostragem (*sampling*). Essa escolha acontece fora do modelo, sem treinamento nenhum, e decide
-# se o texto sai monótono, legível ou puro ruído.
+# deles: é a amostragem (*sampling*). Essa escolha acontece fora do modelo, sem treino nenhum, e decide se o
+# texto sai monótono, legível ou puro ruído.
 
 # %%
 import re
@@ -99,9 +99,10 @@ for token in range(3):
 # %% [markdown] lang="en"
 # ## Changing the probabilities first
 #
-# *Temperature* divides the logits. Probabilities are e^logit, so a division by 0.5 squares them before they
-# are normalized: 0.6 and 0.2 were 3 to 1, and become 9 to 1. Below 1 the likely tokens win more, above 1
-# all come closer to each other. At 0 only the most likely one would be left, which is *greedy* decoding.
+# *Temperature* divides the logits. Probabilities are proportional to e^logit, so a division by 0.5 squares
+# them before they are normalized: 0.6 and 0.2 were 3 to 1, and become 9 to 1. Below 1 the likely tokens win
+# more, above 1 all come closer to each other. At 0 only the most likely one would be left, which is *greedy*
+# decoding.
 #
 # The many unlikely tokens are a problem of their own: each of them is rare, but one in ten or twenty is
 # not, and a single wrong character breaks a word. *Top-k* keeps the k most likely tokens. *Top-p* (Holtzman
@@ -112,10 +113,10 @@ for token in range(3):
 # %% [markdown] lang="pt"
 # ## Antes, mexer nas probabilidades
 #
-# A temperatura (*temperature*) divide os logits. As probabilidades vêm de e^logit; dividir por 0,5 equivale a
-# elevá-las ao quadrado antes de normalizar: 0,6 e 0,2 estavam em 3 para 1 e passam a 9 para 1. Abaixo de 1,
-# os tokens prováveis ganham ainda mais; acima de 1, todos se aproximam. Em 0 sobraria só o mais provável: é a
-# decodificação gulosa (*greedy*).
+# A temperatura (*temperature*) divide os logits. As probabilidades são proporcionais a e^logit; dividir por
+# 0,5 equivale a elevá-las ao quadrado antes de normalizar: 0,6 e 0,2 estavam em 3 para 1 e passam a 9 para 1.
+# Abaixo de 1, os tokens prováveis ganham ainda mais; acima de 1, todos se aproximam. Em 0 sobraria só o mais
+# provável: é a decodificação gulosa (*greedy*).
 #
 # Os muitos tokens improváveis são um problema à parte: cada um é raro, mas sair algum deles, uma vez em dez
 # ou vinte, não é, e um único caractere errado quebra uma palavra. O *top-k* fica com os k tokens mais
@@ -213,7 +214,7 @@ for settings in all_settings:
 
 # %% [markdown] lang="en"
 # Top-k with k = 1 is greedy, and it repeats itself. After `the `, the most likely text is one more `the `;
-# and as the context then is the same again, so is the answer, forever. At 1.5 there are hardly words.
+# once the context is the same again, so is the answer, forever. At 1.5 there are hardly words.
 #
 # ## Measured
 #
@@ -226,7 +227,7 @@ for settings in all_settings:
 
 # %% [markdown] lang="pt"
 # Top-k com k = 1 é a decodificação gulosa, e ela se repete. Depois de `the `, o mais provável é outro `the `;
-# como o contexto volta a ser o mesmo, a resposta também, para sempre. Em 1,5, quase não há palavras.
+# quando o contexto volta a ser o mesmo, a resposta também volta, para sempre. Em 1,5, quase não há palavras.
 #
 # ## Medindo
 #
@@ -283,12 +284,12 @@ plt.show()
 # The dashed lines are real text. On the left is the answer to the question: to the model, real text costs
 # 2.11 nats per character, and its own greedy text 1.06. People do not write the most likely next character,
 # and what they write is worth reading because it cannot be foreseen (Holtzman et al. show the same for
-# GPT-2). Only between 0.75 and 1 does the model's own text become as surprising as the real one.
+# GPT-2). Between 0.75 and 1, the model's own text becomes as surprising as the real one.
 #
-# On the right are the two sides of the bargain. As the temperature rises, the share of known words falls,
-# from nearly all (greedy knows few, but those well) to 1 in 10, and the share of different words rises.
-# Real text has 95% known words *and* variety: no temperature gets both from this small model. What to give
-# up is up to you; top-p 0.9 lies between 0.75 and 1 here.
+# On the right is the trade-off. As the temperature rises, the share of known words falls, from nearly all
+# (greedy uses few words, but real ones) to 1 in 10, and the share of different words rises. Real text has 95%
+# known words *and* variety: no temperature gets both from this small model. What to give up is up to you;
+# top-p 0.9 lies between 0.75 and 1 here.
 #
 # ## Check
 #
@@ -298,12 +299,12 @@ plt.show()
 # As linhas tracejadas são o texto real. À esquerda está a resposta à pergunta: para o modelo, o texto real
 # custa 2,11 nats por caractere; o seu próprio texto guloso, 1,06. Ninguém escreve sempre o caractere mais
 # provável, e o que se escreve vale a leitura justamente porque não dá para adivinhar (Holtzman et al. mostram
-# o mesmo com o GPT-2). Só entre 0,75 e 1 o texto do modelo fica tão surpreendente quanto o real.
+# o mesmo com o GPT-2). Entre 0,75 e 1, o texto do modelo fica tão surpreendente quanto o real.
 #
 # À direita, os dois lados da troca. Com a temperatura, a fração de palavras conhecidas cai, de quase todas (o
-# guloso sabe poucas, mas bem) para 1 em 10, e a de palavras diferentes sobe. O texto real tem 95% de palavras
-# conhecidas *e* variedade: nenhuma temperatura tira as duas coisas deste modelo pequeno. Do que abrir mão é
-# escolha sua; aqui, top-p 0,9 fica entre 0,75 e 1.
+# guloso usa poucas palavras, mas reais) para 1 em 10, e a de palavras diferentes sobe. O texto real tem 95%
+# de palavras conhecidas *e* variedade: nenhuma temperatura tira as duas coisas deste modelo pequeno. Do que
+# abrir mão é escolha sua; aqui, top-p 0,9 fica entre 0,75 e 1.
 #
 # ## Verificação
 #
@@ -318,13 +319,14 @@ check(8, globals())
 # [`mlxgpt/inference/sampling.py`](../../../mlxgpt/inference/sampling.py) has the same filters and the same
 # inverse transform, as one compiled function, and three things more:
 #
-# - Each text has its own random key (`categorical` takes keys [B, 2]), so that a text does not change with
-#   the others of its batch.
+# - Each text has its own random key (`categorical` takes keys [B, 2]), so that a text does not depend on the
+#   others of its batch.
 # - *Min-p* (Nguyen et al., 2024) keeps tokens at least p times as likely as the most likely one.
 # - The *repetition penalty* (Keskar et al., 2019) makes tokens that have already occurred less likely.
 #
-# `mlxgpt generate "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1` uses them. There, temperature 0 is
-# allowed: it takes the argmax instead of dividing.
+# On the command line: `mlxgpt generate "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1`; the other options
+# are `--top-k`, `--min-p` and `--repetition-penalty`. There, temperature 0 is allowed: it takes the argmax
+# instead of dividing.
 #
 # ## Exercises
 #
@@ -334,16 +336,16 @@ check(8, globals())
 #
 # <details><summary>Answer</summary>
 #
-# The square roots, normalized: 0.894 and 0.447, divided by their sum 1.342, are 0.667 and 0.333. From 4 to 1
-# it went to 2 to 1.
+# The square roots, normalized: 0.894 and 0.447, divided by their sum 1.342, are 0.667 and 0.333. The ratio 4
+# to 1 has become 2 to 1.
 # </details>
 #
-# 2. Does it matter whether the temperature comes before top-p, or before top-k?
+# 2. Does it matter whether the temperature is applied before or after top-p? And top-k?
 #
 # <details><summary>Answer</summary>
 #
-# For top-p, yes: the temperature changes the total of the likely tokens, so another number of them reaches p.
-# For top-k, no: the order stays the same.
+# For top-p, yes: the temperature changes the total of the likely tokens, so a different number of tokens
+# reaches p. For top-k, no: the order stays the same.
 # </details>
 #
 # 3. `sample` draws one uniform number for each row. What if all rows shared one?
@@ -351,7 +353,7 @@ check(8, globals())
 # <details><summary>Answer</summary>
 #
 # Each row alone would still get its tokens as often as their probability says. But rows with the same prompt
-# would be the same text, however many samples you ask for.
+# would give the same text, however many samples you ask for.
 # </details>
 
 # %% [markdown] lang="pt"
@@ -360,14 +362,15 @@ check(8, globals())
 # [`mlxgpt/inference/sampling.py`](../../../mlxgpt/inference/sampling.py) tem os mesmos filtros e a mesma
 # transformada inversa, numa só função compilada, e três coisas a mais:
 #
-# - Cada texto tem a sua própria chave aleatória (`categorical` recebe keys [B, 2]); assim, um texto não muda
-#   conforme os outros do batch.
+# - Cada texto tem a sua própria chave aleatória (`categorical` recebe chaves [B, 2]); assim, um texto não
+#   depende dos outros do batch.
 # - O *min-p* (Nguyen et al., 2024) mantém os tokens pelo menos p vezes tão prováveis quanto o mais provável.
 # - A penalidade de repetição (*repetition penalty*, Keskar et al., 2019) torna menos prováveis os tokens que
 #   já apareceram.
 #
-# `mlxgpt generate "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1` usa tudo isso. Lá, a temperatura 0 é
-# permitida: em vez de dividir, ele pega o argmax.
+# Na linha de comando: `mlxgpt generate "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1`; as outras opções são
+# `--top-k`, `--min-p` e `--repetition-penalty`. Lá, a temperatura 0 é permitida: em vez de dividir, ele pega
+# o argmax.
 #
 # ## Exercícios
 #
@@ -377,8 +380,8 @@ check(8, globals())
 #
 # <details><summary>Resposta</summary>
 #
-# As raízes quadradas, normalizadas: 0,894 e 0,447, divididas pela soma 1,342, dão 0,667 e 0,333. De 4 para 1,
-# passou a 2 para 1.
+# As raízes quadradas, normalizadas: 0,894 e 0,447, divididas pela soma 1,342, dão 0,667 e 0,333. A razão de 4
+# para 1 passou a ser de 2 para 1.
 # </details>
 #
 # 2. Faz diferença aplicar a temperatura antes ou depois do top-p? E do top-k?

@@ -5,7 +5,7 @@
 #
 # `generate` of chapter 8 runs the whole text through the model, keeps the logits of the last position, and
 # throws the rest away. For the next token it does all of that again, with one token more. This chapter finds
-# out what of it stays the same, stores that, and gets the same text for much less work.
+# out which part of it stays the same, stores that part, and gets the same text for much less work.
 
 # %% [markdown] lang="pt"
 # # 9. O KV cache
@@ -46,7 +46,7 @@ from my_gpt import (
 # layer and for each token, C multiplications per token that it is compared with, and C more to add up the
 # values.
 #
-# - Without a cache, step t sends t tokens through the matrices, and `attend` compares t × t of them.
+# - Without a cache, step t sends t tokens through the matrices, and `attend` compares t × t pairs of them.
 # - If only the new token had to be computed, step t would send one, and compare it with t.
 #
 # Over n tokens, the first is 1 + 2 + … + n ≈ n²/2 passes of a token, the second n.
@@ -55,7 +55,7 @@ from my_gpt import (
 # ## O preço de esquecer
 #
 # Vamos contar multiplicações. No produto com uma matriz, cada peso é usado uma vez por token: são 12·C² pesos
-# por camada (3C² + C² na atenção, 4C² + 4C² na MLP) e V·C na camada de saída (*output head*). A atenção
+# por camada (3C² + C² na atenção, 4C² + 4C² no MLP) e V·C na camada de saída (*output head*). A atenção
 # acrescenta, em cada camada e para cada token, C multiplicações por token com que ele é comparado e outras C
 # para somar os values.
 #
@@ -81,7 +81,8 @@ for n, (without, with_cache) in zip(lengths, counts, strict=True):
     print(f"{n:5} tokens   {without:.1e}    {with_cache:.1e}  {without / with_cache:5.1f}")
 
 # %% [markdown] lang="en"
-# For 1,024 tokens, 525 times as many. (More than n/2, because `attend` computes the masked half, too.)
+# For 1,024 tokens, 525 times as many multiplications without a cache. (That is more than n/2, because
+# `attend` computes the masked half, too.)
 #
 # ## What stays the same
 #
@@ -94,7 +95,8 @@ for n, (without, with_cache) in zip(lengths, counts, strict=True):
 # would hardly be seen.
 
 # %% [markdown] lang="pt"
-# Com 1.024 tokens, são 525 vezes mais. (Passa de n/2 porque `attend` também calcula a metade mascarada.)
+# Com 1.024 tokens, são 525 vezes mais multiplicações sem o cache. (Passa de n/2 porque `attend` também
+# calcula a metade mascarada.)
 #
 # ## O que não muda
 #
@@ -148,29 +150,29 @@ figure.colorbar(image, label="change of the key")
 plt.show()
 
 # %% [markdown] lang="en"
-# Left: for long texts, the slope is 2 without a cache, and 1 with one. Right: the token at position 8 was
-# replaced by another one; shown is how far each key moves, relative to the largest move of its layer. In
-# layer 0 only its own key moves. In later layers, those after it move a little as well, since they have
-# attended to it. Those before it never do.
+# Left: for long texts, the slope is about 2 without a cache, and 1 with one. Right: the token at position 8
+# was replaced by another one; the color shows how much each key changes, relative to the largest change in
+# its layer. In layer 0, only the key of that token changes. In later layers, the keys after it change a
+# little as well, since their tokens have attended to it. The keys before it never change.
 #
 # ## One token at a time
 #
 # So only the new token passes through the matrices. What does it need of the earlier ones? Its query is
-# compared with their keys, and their values are added up. Nobody will ask for their queries again, and the
-# MLP does not look at other tokens. The cache therefore stores, per layer, keys and values.
+# compared with their keys, and their values are added up. Their queries are not needed again, and the MLP
+# does not look at other tokens. The cache therefore stores, per layer, keys and values.
 #
 # A mask is not needed: the only query is that of the last token, and all that is in the cache lies before it.
 
 # %% [markdown] lang="pt"
-# À esquerda, em textos longos, a inclinação é 2 sem cache e 1 com cache. À direita, o token da posição 8 foi
-# trocado por outro, e a cor mostra quanto cada key se move em relação ao maior movimento da sua camada. Na
-# camada 0 só a key dele se move. Nas seguintes, as que vêm depois também se movem um pouco, porque deram
-# atenção a ele. As anteriores, nunca.
+# À esquerda, em textos longos, a inclinação é cerca de 2 sem cache e 1 com cache. À direita, o token da
+# posição 8 foi trocado por outro, e a cor mostra quanto cada key muda em relação à maior mudança da sua
+# camada. Na camada 0, só muda a key desse token. Nas seguintes, as que vêm depois também mudam um pouco,
+# porque os seus tokens deram atenção a ele. As anteriores não mudam nunca.
 #
 # ## Um token por vez
 #
 # Então só o token novo passa pelas matrizes. Do que ele precisa dos anteriores? A sua query é comparada com
-# as keys deles, e os values deles são somados. As queries antigas não servem para mais nada, e a MLP não olha
+# as keys deles, e os values deles são somados. As queries antigas não servem para mais nada, e o MLP não olha
 # para outros tokens. Por isso o cache guarda, em cada camada, keys e values.
 #
 # A máscara não é necessária: a única query é a do último token, e tudo o que está no cache vem antes dele.
@@ -218,18 +220,18 @@ def gpt_step(ids, weights, n_head, cache=None):
 # ## The same logits, the same text
 #
 # At every position, the logits must be those of `gpt` over the whole text, except for rounding: a product of
-# one row may be added up in another order than one of 64 rows. On a CPU that is 0 to about 1e-6; some GPUs
-# round products of several rows more coarsely, which is why the cell allows for more. Then generate with the
-# cache. The loop feeds what the cache has not seen: first the prompt, then each new token.
+# one row may be added up in another order than one of 64 rows. On a CPU the difference is at most a few 1e-6;
+# some GPUs round products of several rows more coarsely, which is why the cell allows for more. Then generate
+# with the cache. The loop feeds the model what the cache has not seen: first the prompt, then each new token.
 
 # %% [markdown] lang="pt"
 # ## Os mesmos logits, o mesmo texto
 #
 # Em cada posição, os logits têm de ser os de `gpt` sobre o texto inteiro, a menos de arredondamento: o
-# produto de uma linha pode ser somado em outra ordem que o de 64 linhas. Numa CPU, a diferença vai de 0 a
-# cerca de 1e-6; algumas GPUs arredondam mais os produtos de várias linhas, e por isso a célula tolera mais.
-# Depois, geramos com o cache. O laço alimenta o que o cache ainda não viu: primeiro o prompt, depois cada
-# token novo.
+# produto de uma linha pode ser somado em outra ordem que o de 64 linhas. Numa CPU, a diferença é de no máximo
+# alguns 1e-6; algumas GPUs arredondam mais os produtos de várias linhas, e por isso a célula tolera mais.
+# Depois, geramos com o cache. O laço passa ao modelo o que o cache ainda não viu: primeiro o prompt, depois
+# cada token novo.
 
 
 # %%
@@ -259,13 +261,13 @@ texts = [
 print(f"{texts[0]!r}\nthe same text: {texts[0] == texts[1]}")
 
 # %% [markdown] lang="en"
-# Nonsense, but twice the same: with the same random keys, the same tokens are drawn.
+# It is nonsense, but the same both times: with the same random keys, the same tokens are drawn.
 #
 # ## The time of a token
 #
 # A model of four layers and 128 dimensions, with room for 1,024 tokens. How long does the next token take,
-# by the length of the text? Of several tries the fastest counts, and all times are relative to a step with a
-# cache of 32 tokens.
+# depending on the length of the text? The fastest of several tries counts, and in the plot all times are
+# relative to a step with a cache of 32 tokens.
 
 # %% [markdown] lang="pt"
 # Não faz sentido, mas sai igual nas duas vezes: com as mesmas chaves aleatórias, os tokens sorteados são os
@@ -274,8 +276,8 @@ print(f"{texts[0]!r}\nthe same text: {texts[0] == texts[1]}")
 # ## O tempo de um token
 #
 # Um modelo de quatro camadas e 128 dimensões, com lugar para 1.024 tokens. Quanto demora o próximo token,
-# conforme o comprimento do texto? De várias tentativas vale a mais rápida, e todos os tempos são relativos a
-# um passo com um cache de 32 tokens.
+# conforme o comprimento do texto? De várias tentativas vale a mais rápida, e no gráfico todos os tempos são
+# relativos a um passo com um cache de 32 tokens.
 
 # %%
 large = init_weights(tokenizer.vocab_size, 1024, 4, 128, mx.random.key(0))
@@ -310,9 +312,10 @@ plt.show()
 
 # %% [markdown] lang="en"
 # Without the cache, a token takes longer the longer the text is. With it, the time rises much less than the
-# length; what it rises comes from attention, and from copying the cache in `mx.concatenate`. (Other programs
-# that run meanwhile raise the upper curve more, as its passes use several cores. A GPU computes many tokens
-# at once: there a model this small may show the difference only at greater lengths.)
+# length; the rise comes from attention, and from copying the cache in `mx.concatenate`. (These times were
+# measured on one machine, on its CPU; yours will differ. Programs that run at the same time slow down the
+# passes without the cache more, since these use several cores. A GPU computes many tokens at once: there, a
+# model this small may show the difference only at greater lengths.)
 #
 # ## The price of remembering
 #
@@ -320,10 +323,11 @@ plt.show()
 # 2 · n_layer · n_embd · T · 4 bytes for every text in the batch.
 
 # %% [markdown] lang="pt"
-# Sem o cache, um token demora tanto mais quanto maior é o texto. Com ele, o tempo cresce bem menos que o
-# comprimento; o que cresce vem da atenção e da cópia do cache em `mx.concatenate`. (Outros programas rodando
-# ao mesmo tempo elevam mais a curva de cima, porque as passagens dela usam vários núcleos. Uma GPU calcula
-# muitos tokens de uma vez: nela, um modelo tão pequeno talvez só mostre a diferença em comprimentos maiores.)
+# Sem o cache, quanto maior o texto, mais demora um token. Com ele, o tempo cresce bem menos que o
+# comprimento; o que cresce vem da atenção e da cópia do cache em `mx.concatenate`. (Os tempos são de uma
+# máquina, com CPU; os seus serão outros. Programas rodando ao mesmo tempo atrasam mais as passagens sem o
+# cache, porque elas usam vários núcleos. Uma GPU calcula muitos tokens de uma vez: nela, um modelo tão
+# pequeno talvez só mostre a diferença em comprimentos maiores.)
 #
 # ## O preço de lembrar
 #
@@ -371,19 +375,19 @@ for n, ((old, _), (new, _)) in enumerate(zip(before, after, strict=True)):
 # %% [markdown] lang="en"
 # It does not: position is a part of every key, and from layer 1 on so are the tokens that fell out. With
 # learned positions the cache must be computed again. To do that for each token would be as slow as having no
-# cache. The way out is to compute it again for the last half of the block only, and then to have room for the
-# other half: per new token, one token more. (The text then differs from `generate`'s, which always sees a
-# whole block.)
+# cache. The way out is to compute it again for the last half of the block only, which leaves room for another
+# half: on average, one extra token is computed per new token. (The text then differs from `generate`'s, which
+# always sees a whole block.)
 #
 # ## Check
 #
-# Your `gpt_step` gives the logits of the library's model without a cache, at each position.
+# Your `gpt_step` gives the same logits as the library's model without a cache, at each position.
 
 # %% [markdown] lang="pt"
 # Não: a posição faz parte de cada key e, da camada 1 em diante, também os tokens que saíram. Com posições
 # aprendidas, é preciso recalcular o cache. Fazer isso a cada token seria tão lento quanto não ter cache. A
-# saída é recalcular só a última metade do bloco e ficar com a outra metade livre: por token novo, custa um
-# token a mais. (O texto então difere do de `generate`, que sempre vê um bloco inteiro.)
+# saída é recalcular só a última metade do bloco e ficar com a outra metade livre: em média, calcula-se um
+# token a mais por token novo. (O texto então difere do de `generate`, que sempre vê um bloco inteiro.)
 #
 # ## Verificação
 #
@@ -421,7 +425,7 @@ check(9, globals())
 # </details>
 #
 # 2. What must change in `attention_step` so that it takes a whole prompt, x [B, T, C], and why is that faster
-# than T steps, though it is no less arithmetic?
+# than T steps, although there is no less to compute?
 #
 # <details><summary>Answer</summary>
 #
@@ -466,7 +470,7 @@ check(9, globals())
 # </details>
 #
 # 2. O que precisa mudar em `attention_step` para receber um prompt inteiro, x [B, T, C], e por que isso é
-# mais rápido que T passos, se a aritmética não é menor?
+# mais rápido que T passos, se não há menos contas a fazer?
 #
 # <details><summary>Resposta</summary>
 #

@@ -5,7 +5,7 @@
 #
 # The model stays the same: Tier 2 is `gpt` with other numbers. Two things are new. Its tokens are no longer
 # characters but frequent pieces of text, so that 256 tokens reach four times as far back as 256 characters.
-# And it is large enough that you cannot just try ten sizes: you need to predict from small ones what a large
+# And it is so large that you cannot just try ten sizes: you need to predict from small models what a large
 # one will do.
 #
 # | | Tier 1 | Tier 2 |
@@ -152,14 +152,14 @@ print(ids, decode(ids, merges))
 #
 # ## Bits per byte
 #
-# Is a model with longer tokens better? Its loss per token cannot tell: a token of three letters is harder to
-# guess than one of them. Compare what both must do, the same bytes:
+# Is a model with longer tokens better? Its loss per token does not answer that: a token of three letters is
+# harder to guess than one letter. Compare what both must do, the same bytes:
 #
 #     bits per byte = loss per token / bytes per token / ln 2
 #
 # (ln 2 turns nats into bits.) Take the cheapest model, the bigrams of chapter 1, and let only the tokenizer
-# change: 0 to 100 merges, counted on 100,000 characters, loss on the 40,000 after them. The four lines of
-# Camões show what the merges of one language do for another.
+# change: 0 to 100 of the merges above, bigrams counted on 100,000 characters, loss on the 40,000 after them.
+# The four lines of Camões show what the merges of one language do for another.
 
 # %% [markdown] lang="pt"
 # As primeiras junções de Shakespeare são letras que andam juntas: `e` antes de espaço, `th`. Depois vêm
@@ -169,13 +169,13 @@ print(ids, decode(ids, merges))
 # ## Bits por byte
 #
 # Um modelo com tokens mais longos é melhor? A loss por token não responde: um token de três letras é mais
-# difícil de adivinhar do que uma delas. Compare a tarefa comum, os mesmos bytes:
+# difícil de adivinhar do que uma letra. Compare a tarefa comum, os mesmos bytes:
 #
 #     bits por byte = loss por token / bytes por token / ln 2
 #
 # (O ln 2 converte nats em bits.) Vamos usar o modelo mais barato, os bigramas do capítulo 1, e mudar só o
-# tokenizador: de 0 a 100 junções, contagem em 100.000 caracteres, loss nos 40.000 seguintes. Os quatro versos
-# de Camões mostram o que as junções de uma língua fazem por outra.
+# tokenizador: de 0 a 100 das junções acima, bigramas contados em 100.000 caracteres, loss nos 40.000
+# seguintes. Os quatro versos de Camões mostram o que as junções de uma língua fazem por outra.
 
 # %%
 camoes = (
@@ -240,8 +240,8 @@ for vocab_size, bytes_per_token in ((256, 1.0), (4096, 3.95), (50257, 4.06)):
     )
 
 # %% [markdown] lang="en"
-# 4,096 tokens make a text four times shorter than bytes, for 1.6M parameters. GPT-2's 50,257 would add 17.7M,
-# more than the rest of the model, for 3% on these simple stories.
+# 4,096 tokens make a text four times shorter than bytes, for 1.6M parameters. GPT-2's 50,257 would add
+# another 17.7M, more than the rest of the model, for texts only 3% shorter in tokens on these simple stories.
 #
 # ## A law of scaling
 #
@@ -251,7 +251,8 @@ for vocab_size, bytes_per_token in ((256, 1.0), (4096, 3.95), (50257, 4.06)):
 
 # %% [markdown] lang="pt"
 # Com 4.096 tokens, um texto fica quatro vezes mais curto que em bytes, por 1,6 milhão de parâmetros. Os
-# 50.257 do GPT-2 acrescentariam 17,7 milhões, mais que o resto do modelo, por 3% nessas histórias simples.
+# 50.257 do GPT-2 acrescentariam mais 17,7 milhões, mais que o resto do modelo, para textos só 3% mais curtos
+# em tokens nessas histórias simples.
 #
 # ## Uma lei de escala
 #
@@ -272,12 +273,12 @@ def fit_power_law(sizes, losses):
 
 
 # %% [markdown] lang="en"
-# Test it where the truth is cheap: bigrams of characters, counted on 1,000 to 1,000,000 of them (mean of 20
+# Test it where measuring is cheap: bigrams of characters, counted on 1,000 to 1,000,000 of them (mean of 20
 # places in the text). Fit the first four, predict the last.
 
 # %% [markdown] lang="pt"
-# Vamos testá-la onde a verdade custa pouco: bigramas de caracteres, contados em 1.000 a 1.000.000 deles
-# (média de 20 lugares do texto). O ajuste usa os quatro primeiros pontos; a previsão é a do último.
+# Vamos testá-la onde medir custa pouco: bigramas de caracteres, contados em 1.000 a 1.000.000 deles (média de
+# 20 lugares do texto). O ajuste usa os quatro primeiros pontos; a previsão é a do último.
 
 # %%
 train, val = split_ids(tokenizer.encode(text))
@@ -296,14 +297,14 @@ expect(a * sizes[-1] ** -b, 2.06, 0.03)
 expect(best, 2.373, 0.01)
 
 # %% [markdown] lang="en"
-# Far off, and impossible: even the table counted on the validation text itself, which no bigram model can
-# beat there, has 2.37. The loss has a limit E, and only what is above it falls as a power law: loss = E + a ·
-# size^-b. Which E? The one with which the same four points fit best:
+# Far off, and impossible (2.06): even the table counted on the validation text itself, which no bigram model
+# can beat there, has 2.37. The loss has a limit E, and only what is above it falls as a power law: loss = E +
+# a · size^-b. Which E? The one with which the same four points fit best:
 
 # %% [markdown] lang="pt"
-# Longe da verdade, e impossível: mesmo a tabela contada no próprio texto de validação, que nenhum modelo de
-# bigramas supera ali, tem 2,37. A loss tem um limite E, e só o que está acima dele cai como lei de potência:
-# loss = E + a · tamanho^-b. Qual E? Aquele com que os mesmos quatro pontos se ajustam melhor:
+# Longe da verdade, e impossível (2,06): mesmo a tabela contada no próprio texto de validação, que nenhum
+# modelo de bigramas supera ali, tem 2,37. A loss tem um limite E, e só o que está acima dele cai como lei de
+# potência: loss = E + a · tamanho^-b. Qual E? Aquele com que os mesmos quatro pontos se ajustam melhor:
 
 
 # %%
@@ -346,13 +347,14 @@ plt.show()
 # %% [markdown] lang="en"
 # Left: both fits use the first four points. The straight line continues to 2.06, the curve with E to about
 # 2.50; measured are 2.48. In between it is up to 0.03 too low: no law is exact. Right: GPTs of mlxgpt,
-# measured for [docs/scaling.md](../../scaling.md). The line through the first four promises 0.977 for the
-# fifth; it reached 1.020. Here, too, the points bend away from the line: 0.74M tokens leave something that no
-# size removes.
+# measured for [docs/scaling.md](../../scaling.md). The line through the first four predicts 0.977 for the
+# fifth; measured is 1.020. Here, too, the points bend away from the line: with only 0.74M tokens, a part of
+# the loss remains that no size removes.
 #
 # What such a fit can do: say whether more is worth it, and about how much, a step beyond what was measured.
-# What it cannot: be continued for long. Without E it promises a loss of zero. It also has one size only, and
-# a larger model needs more text as well. Hoffmann et al. (2022) fit both, N parameters and D tokens:
+# What it cannot: be continued for long. Without E it predicts that the loss falls to zero. It also depends on
+# one size only, and a larger model needs more text as well. Hoffmann et al. (2022) fit both, N parameters and
+# D tokens:
 #
 #     loss = E + A / N^α + B / D^β
 #
@@ -361,14 +363,14 @@ plt.show()
 # %% [markdown] lang="pt"
 # À esquerda, os dois ajustes usam os quatro primeiros pontos. A reta continua até 2,06; a curva com E, até
 # cerca de 2,50; o medido é 2,48. No meio, ela fica até 0,03 abaixo: nenhuma lei é exata. À direita, GPTs do
-# mlxgpt, medidos para [docs/scaling.md](../../scaling.md). A reta pelos quatro primeiros promete 0,977 para o
-# quinto, que chegou a 1,020. Aqui também os pontos se afastam da reta: com 0,74 milhão de tokens, sobra algo
-# que nenhum tamanho elimina.
+# mlxgpt, medidos para [docs/scaling.md](../../scaling.md). A reta pelos quatro primeiros prevê 0,977 para o
+# quinto, que chegou a 1,020. Aqui também os pontos se afastam da reta: com só 0,74 milhão de tokens, sobra
+# uma parte da loss que nenhum tamanho elimina.
 #
 # O que esse ajuste pode: dizer se mais vale a pena, e mais ou menos quanto, um passo além do que foi medido.
-# O que não pode: ser prolongado para muito longe. Sem E, ele promete loss zero. Além disso, só tem um
-# tamanho, e um modelo maior também precisa de mais texto. Hoffmann et al. (2022) ajustam os dois, N
-# parâmetros e D tokens:
+# O que não pode: ser prolongado para muito longe. Sem E, ele prevê que a loss cai até zero. Além disso,
+# depende de um só tamanho, e um modelo maior também precisa de mais texto. Hoffmann et al. (2022) ajustam os
+# dois, N parâmetros e D tokens:
 #
 #     loss = E + A / N^α + B / D^β
 #
@@ -423,14 +425,14 @@ check(10, globals())
 #
 # [`mlxgpt/data/tokenizers/bpe.py`](../../../mlxgpt/data/tokenizers/bpe.py) first splits the text with GPT-2's
 # pattern into words, numbers, and punctuation, and no merge crosses a split. That avoids tokens such as a
-# speaker's name with its line break, which your BPE makes, and each different word is counted once instead of
-# the whole text for every merge. The library `tokenizers` trains, `tiktoken` encodes, both in Rust; one more
-# id marks the end of a document.
+# speaker's name with its line break, which your BPE makes, and each different word is processed once per
+# merge, instead of the whole text. The library `tokenizers` trains, `tiktoken` encodes, both in Rust; one
+# more id marks the end of a document.
 #
 # [`mlxgpt/experiments/scaling.py`](../../../mlxgpt/experiments/scaling.py) trains four sizes for three
-# lengths each, by default with several seeds, fits E, A, α, B and β with their errors, and tests the law on a
+# lengths each, by default with three seeds, fits E, A, α, B and β with their errors, and tests the law on a
 # fifth, larger size. [`mlxgpt/training/scaling_law.py`](../../../mlxgpt/training/scaling_law.py) stores it,
-# so that `mlxgpt train --max-minutes` can choose the size by it.
+# if the test succeeds, so that `mlxgpt train --max-minutes` can choose the size by it.
 #
 # ## Exercises
 #
@@ -451,7 +453,7 @@ check(10, globals())
 # <details><summary>Answer</summary>
 #
 # Later merges consist of the results of earlier ones, and pairs overlap: in `the`, merging `he` first takes
-# the `h` from `th`. The model has only seen what the order of the training gives.
+# the `h` from `th`. The model has only seen the tokens that result from the order of training.
 # </details>
 #
 # 3. loss = a · N^-b with b = 0.1. How much larger must the model be to halve the loss? Why should you not
@@ -459,8 +461,8 @@ check(10, globals())
 #
 # <details><summary>Answer</summary>
 #
-# 2^(1 / 0.1) = 1,024 times. That is three powers of ten beyond the points; E, and the tokens that it would
-# need, are missing in the law.
+# 2^(1 / 0.1) = 1,024 times. That is three powers of ten beyond the measured points; and the law lacks E, and
+# the tokens that such a model would need.
 # </details>
 
 # %% [markdown] lang="pt"
@@ -468,14 +470,14 @@ check(10, globals())
 #
 # [`mlxgpt/data/tokenizers/bpe.py`](../../../mlxgpt/data/tokenizers/bpe.py) primeiro divide o texto com o
 # padrão do GPT-2 em palavras, números e pontuação, e nenhuma junção atravessa uma divisão. Isso evita tokens
-# como o nome de um personagem com a quebra de linha, que o seu BPE faz, e cada palavra diferente é contada
-# uma vez só, em vez do texto inteiro a cada junção. A biblioteca `tokenizers` treina e a `tiktoken` codifica,
-# ambas em Rust; um id a mais marca o fim de um documento.
+# como o nome de um personagem com a quebra de linha, que o seu BPE faz, e a cada junção se percorre cada
+# palavra diferente uma vez só, em vez do texto inteiro. A biblioteca `tokenizers` treina e a `tiktoken`
+# codifica, ambas em Rust; um id a mais marca o fim de um documento.
 #
 # [`mlxgpt/experiments/scaling.py`](../../../mlxgpt/experiments/scaling.py) treina quatro tamanhos por três
-# durações cada um, por padrão com várias sementes, ajusta E, A, α, B e β com os seus erros e testa a lei num
+# durações cada um, por padrão com três seeds, ajusta E, A, α, B e β com os seus erros e testa a lei num
 # quinto tamanho, maior. [`mlxgpt/training/scaling_law.py`](../../../mlxgpt/training/scaling_law.py) guarda a
-# lei, para que `mlxgpt train --max-minutes` possa escolher o tamanho por ela.
+# lei, se o teste der certo, para que `mlxgpt train --max-minutes` possa escolher o tamanho por ela.
 #
 # ## Exercícios
 #
@@ -496,7 +498,7 @@ check(10, globals())
 # <details><summary>Resposta</summary>
 #
 # As posteriores são feitas dos resultados das anteriores, e os pares se sobrepõem: em `the`, juntar `he`
-# primeiro tira o `h` de `th`. O modelo só viu o que a ordem do treino produz.
+# primeiro tira o `h` de `th`. O modelo só viu os tokens que resultam da ordem do treino.
 # </details>
 #
 # 3. loss = a · N^-b, com b = 0,1. Quantas vezes maior o modelo precisa ser para a loss cair à metade? Por que
@@ -504,16 +506,17 @@ check(10, globals())
 #
 # <details><summary>Resposta</summary>
 #
-# 2^(1 / 0,1) = 1.024 vezes. São três potências de dez além dos pontos; faltam na lei o E e os tokens de que
-# esse modelo precisaria.
+# 2^(1 / 0,1) = 1.024 vezes. São três potências de dez além dos pontos medidos; faltam na lei o E e os tokens
+# de que esse modelo precisaria.
 # </details>
 
 # %% [markdown] lang="en"
 # ## What you have now
 #
 # Ten chapters ago there was a table of counts. `my_gpt.py` is now a whole GPT: the loss and its gradient,
-# attention, blocks, the stack with GPT-2's names, AdamW, the training loop's parts, sampling, a KV cache, and
-# a tokenizer. You have written each line, and each was checked against a library that trains the same model.
+# attention, blocks, the stack with GPT-2's names, AdamW, the parts of the training loop, sampling, a KV
+# cache, and a tokenizer. You have written each line, and each was checked against a library that trains the
+# same model.
 #
 # Where to go on:
 #
@@ -525,8 +528,8 @@ check(10, globals())
 # %% [markdown] lang="pt"
 # ## O que você tem agora
 #
-# Há dez capítulos, havia uma tabela de contagens. Hoje o `my_gpt.py` é um GPT inteiro: a loss e o gradiente
-# dela, a atenção, os blocos, a pilha com os nomes do GPT-2, o AdamW, as peças do laço de treino, a
+# Dez capítulos atrás, havia uma tabela de contagens. Agora o `my_gpt.py` é um GPT inteiro: a loss e o
+# gradiente dela, a atenção, os blocos, a pilha com os nomes do GPT-2, o AdamW, as peças do laço de treino, a
 # amostragem, um KV cache e um tokenizador. Você escreveu cada linha, e cada uma foi conferida com uma
 # biblioteca que treina o mesmo modelo.
 #

@@ -1,18 +1,18 @@
 # %% [markdown] lang="en"
 # # 11. Find the fault
 #
-# **The program runs, the loss falls, and it is wrong. What is it?**
+# **The program runs, the loss falls, and something is wrong. What is it?**
 #
 # Here are twelve programs. Each is [my_gpt.py](../my_gpt.py) with one fault that people really make, and each
-# trains. You get what you would have: the curves, a sample, and the checks of the ten chapters.
+# trains. You get what you would have in practice: the curves, a sample, and the checks of the ten chapters.
 
 # %% [markdown] lang="pt"
 # # 11. Encontre a falha
 #
-# **O programa roda, a loss cai, e está errado. O que é?**
+# **O programa roda, a loss cai, e alguma coisa está errada. O que é?**
 #
 # Aqui estão doze programas. Cada um é o [my_gpt.py](../my_gpt.py) com uma falha que as pessoas cometem de
-# verdade, e todos treinam. Você tem o que teria na vida real: as curvas, uma amostra e as verificações dos dez
+# verdade, e todos treinam. Você tem o que teria na prática: as curvas, uma amostra e as verificações dos dez
 # capítulos.
 
 # %%
@@ -27,13 +27,13 @@ expect(sound.val[-1][1], 2.67, 0.1)
 
 # %% [markdown] lang="en"
 # The model is small (1 layer, 32 dimensions, a text of 20,000 characters, a quarter of each batch is padding,
-# seen as ▯), so that all thirteen train in a minute. Gray is the sound program: the line is its training loss, the
-# dots its validation loss.
+# seen as ▯), so that all thirteen train in a minute. The sound program is gray, the faulty one red; the line
+# is the training loss, the dots are the validation loss.
 
 # %% [markdown] lang="pt"
-# O modelo é pequeno (1 camada, 32 dimensões, um texto de 20.000 caracteres, um quarto de cada batch de padding,
-# que aparece como ▯), para que os treze treinem em um minuto. Em cinza está o programa correto: a linha é a
-# loss de treino, e os pontos, a de validação.
+# O modelo é pequeno (1 camada, 32 dimensões, um texto de 20.000 caracteres, um quarto de cada batch é
+# padding, que aparece como ▯), para que os treze treinem em um minuto. Em cinza está o programa correto, em
+# vermelho o que tem a falha; a linha é a loss de treino, e os pontos, a de validação.
 
 
 # %%
@@ -61,23 +61,23 @@ for number, curves in ((0, sound), *programs.items()):
 # %% [markdown] lang="en"
 # ## How to look
 #
-# Look at curve and sample first, and say what you expect. Then write the program to a file and check it, chapter by
-# chapter:
+# Look at curve and sample first, and say what you suspect. Then write the program to a file and check it,
+# chapter by chapter:
 #
 # ```
 # python docs/learn/faults.py 3 > fault.py
 # mlxgpt learn check 3 --file fault.py
 # ```
 #
-# Seven of the twelve can hardly be seen in curve and sample. That is the lesson of this chapter: a falling loss
-# proves little. What finds a fault is a comparison with something known: ln V, a second implementation, a
-# token that must not matter, two ways to compute one thing.
+# Seven of the twelve can hardly be seen in the curve and the sample. That is the lesson of this chapter: a
+# falling loss proves little. What finds a fault is a comparison with something known: ln V, a second
+# implementation, a token that must not matter, two ways to compute one thing.
 
 # %% [markdown] lang="pt"
 # ## Como procurar
 #
-# Olhe primeiro a curva e a amostra e diga o que espera. Depois grave o programa num arquivo e verifique, capítulo por
-# capítulo:
+# Olhe primeiro a curva e a amostra e diga de que você desconfia. Depois grave o programa num arquivo e
+# verifique, capítulo por capítulo:
 #
 # ```
 # python docs/learn/faults.py 3 > fault.py
@@ -100,22 +100,23 @@ for number, curves in ((0, sound), *programs.items()):
 # <details><summary>Program 2</summary>
 #
 # **The causal mask is off by one.** Each token sees the one it has to predict. A loss of 0.3 nats per
-# character is too good: the best model of mlxgpt has 1.40 on Tiny Shakespeare. The sample repeats itself, because when
-# sampling the next token is not there yet. Chapter 3: the first token must attend only to itself.
+# character is too good: the best model of mlxgpt has 1.40 on Tiny Shakespeare. The sample repeats itself,
+# because during sampling the next token does not exist yet. Chapter 3: the first token must attend only to
+# itself.
 # </details>
 #
 # <details><summary>Program 3</summary>
 #
 # **The tied head is not tied.** The head uses the embedding's values, but no gradient flows back through it.
-# It learns more slowly at first, then no one would notice. Chapter 5: the gradient of `wte` is not the
-# library's, while all logits are.
+# The model learns more slowly at first; later, nothing can be seen. Chapter 5: the gradient of `wte` is not
+# the library's, while all logits are.
 # </details>
 #
 # <details><summary>Program 4</summary>
 #
-# **The validation text is also trained on.** The validation loss is a little too low, and would stay low
-# however much the model memorized. No curve can show it. Chapter 7: both parts together must be the text,
-# once.
+# **The validation text is also trained on.** In so short a run little is memorized, and the validation loss
+# looks normal. In a longer one it would stay low however much the model memorized. No curve can show it.
+# Chapter 7: both parts together must be the text, once.
 # </details>
 #
 # <details><summary>Program 5</summary>
@@ -140,16 +141,16 @@ for number, curves in ((0, sound), *programs.items()):
 #
 # <details><summary>Program 8</summary>
 #
-# **Padding has a part in the loss.** The training loss is far below the validation loss from the start, and
-# nothing was memorized yet: a quarter of the targets is padding, which is easy to predict. In this short run
-# even its validation loss is lower than the sound program's: a fault may improve a number. Chapter 7: a
+# **Padding counts in the loss.** The training loss is far below the validation loss from the start, when
+# nothing can be memorized yet: a quarter of the targets is padding, which is easy to predict. In this short
+# run even its validation loss is lower than the sound program's: a fault may improve a number. Chapter 7: a
 # masked token must not change the loss.
 # </details>
 #
 # <details><summary>Program 9</summary>
 #
-# **The schedule is one step late.** The first step has a learning rate of 0: its loss comes twice. Nothing
-# else shows. Chapter 7: the rate of each step.
+# **The schedule is one step late.** The first step has a learning rate of 0, and changes nothing. Nothing
+# else can be seen. Chapter 7: the rate of each step.
 # </details>
 #
 # <details><summary>Program 10</summary>
@@ -172,7 +173,8 @@ for number, curves in ((0, sound), *programs.items()):
 # </details>
 #
 # Each of these faults, made in mlxgpt itself, is found by one of mlxgpt's own tests:
-# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) makes them one after the other, and looks.
+# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) makes them one after the other, and
+# runs that test.
 
 # %% [markdown] lang="pt"
 # ## Respostas
@@ -186,22 +188,22 @@ for number, curves in ((0, sound), *programs.items()):
 # <details><summary>Programa 2</summary>
 #
 # **A máscara causal está deslocada em um.** Cada token vê aquele que precisa prever. Uma loss de 0,3 nat por
-# caractere é boa demais: o melhor modelo do mlxgpt tem 1,40 no Tiny Shakespeare. A amostra se repete, porque na
-# geração o próximo token ainda não existe. Capítulo 3: o primeiro token só pode dar atenção a si mesmo.
+# caractere é boa demais: o melhor modelo do mlxgpt tem 1,40 no Tiny Shakespeare. A amostra se repete, porque
+# na geração o próximo token ainda não existe. Capítulo 3: o primeiro token só pode dar atenção a si mesmo.
 # </details>
 #
 # <details><summary>Programa 3</summary>
 #
-# **O *tied head* não está ligado.** A saída usa os valores do embedding, mas nenhum gradiente volta por ela.
-# No começo aprende mais devagar; depois, ninguém notaria. Capítulo 5: o gradiente de `wte` não é o da
-# biblioteca, embora todos os logits sejam.
+# **A saída (*tied head*) não está ligada ao embedding.** Ela usa os valores dele, mas nenhum gradiente volta
+# por ela. No começo, o modelo aprende mais devagar; depois, não se vê mais nada. Capítulo 5: o gradiente de
+# `wte` não é o da biblioteca, embora todos os logits sejam.
 # </details>
 #
 # <details><summary>Programa 4</summary>
 #
-# **O texto de validação também é usado no treino.** A loss de validação fica um pouco baixa demais, e
-# continuaria baixa por mais que o modelo decorasse o texto. Nenhuma curva mostra isso. Capítulo 7: as duas
-# partes juntas têm de dar o texto, uma vez só.
+# **O texto de validação também é usado no treino.** Num treino tão curto pouco se decora, e a loss de
+# validação parece normal. Num mais longo, ela continuaria baixa por mais que o modelo decorasse o texto.
+# Nenhuma curva mostra isso. Capítulo 7: as duas partes juntas têm de dar o texto, uma vez só.
 # </details>
 #
 # <details><summary>Programa 5</summary>
@@ -234,8 +236,8 @@ for number, curves in ((0, sound), *programs.items()):
 #
 # <details><summary>Programa 9</summary>
 #
-# **O schedule está um passo atrasado.** O primeiro passo tem learning rate 0, e não muda nada. Fora isso,
-# nada aparece. Capítulo 7: a taxa de cada passo.
+# **O schedule está um passo atrasado.** O primeiro passo tem taxa de aprendizado 0, e não muda nada. Fora
+# isso, nada aparece. Capítulo 7: a taxa de cada passo.
 # </details>
 #
 # <details><summary>Programa 10</summary>
@@ -248,7 +250,7 @@ for number, curves in ((0, sound), *programs.items()):
 # <details><summary>Programa 11</summary>
 #
 # **AdamW sem correção de viés (*bias correction*).** Os primeiros passos têm outro tamanho. A curva parece a
-# de outra learning rate. Capítulo 6: dez passos têm de ser iguais aos do MLX.
+# de outra taxa de aprendizado. Capítulo 6: dez passos têm de ser iguais aos do MLX.
 # </details>
 #
 # <details><summary>Programa 12</summary>
@@ -258,4 +260,4 @@ for number, curves in ((0, sound), *programs.items()):
 # </details>
 #
 # Cada uma dessas falhas, feita no próprio mlxgpt, é encontrada por um dos testes do mlxgpt:
-# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) faz uma por uma e confere.
+# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) faz uma por uma e roda esse teste.
