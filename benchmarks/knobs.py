@@ -61,22 +61,22 @@ def contexts(*values: int) -> Knob:
 
 
 KNOBS = (
-    Knob("n_layer", (1, 2, 4, 8), label="depth n_layer"),
-    widths(64, 128, 192, 256),
-    Knob("n_head", (1, 2, 4, 8), label="heads n_head, width 128"),
-    contexts(32, 64, 128, 256),
-    Knob("batch_size", (4, 8, 16, 32, 64), label="sequences per step batch_size"),
+    Knob("n_layer", (1, 2, 4), label="depth n_layer"),
+    widths(64, 128, 192),
+    Knob("n_head", (1, 2, 4), label="heads n_head, width 128"),
+    contexts(32, 64, 128),
+    Knob("batch_size", (8, 16, 32), label="sequences per step batch_size"),
     Knob("learning_rate", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), label="learning rate"),
-    Knob("dropout", (0.0, 0.1, 0.2, 0.4), is_log=False, label="dropout"),
+    Knob("dropout", (0.0, 0.2), is_log=False, label="dropout"),
 )
 VOCABULARIES = {
     "characters": Knob(
         "vocab_size",
-        (256, 512, 1024),
+        (512, 1024),
         label="BPE vocabulary; dashed: characters",
-        settings={n: {"tokenizer": "bpe"} for n in (256, 512, 1024)},
+        settings={n: {"tokenizer": "bpe"} for n in (512, 1024)},
     ),
-    "stories": Knob("vocab_size", (512, 1024, 2048, 4096), label="BPE vocabulary"),
+    "stories": Knob("vocab_size", (512, 2048), label="BPE vocabulary"),
 }
 
 
