@@ -99,10 +99,14 @@ class ComparisonRecord:
 RECORD_FORMAT = 1  # of comparisons and scaling studies; the first ones had no `format`
 
 
+def record_to_tree(record: Any) -> dict[str, Any]:
+    """A ComparisonRecord or a ScalingRecord as it is stored and printed."""
+    return {"format": RECORD_FORMAT, **json_files.replace_nonfinite(asdict(record))}
+
+
 def record_to_json(record: Any) -> str:
     """Format a ComparisonRecord or a ScalingRecord as JSON."""
-    tree = {"format": RECORD_FORMAT, **json_files.replace_nonfinite(asdict(record))}
-    return json.dumps(tree, indent=1) + "\n"
+    return json.dumps(record_to_tree(record), indent=1) + "\n"
 
 
 def parse_comparison_record(text: str) -> ComparisonRecord:

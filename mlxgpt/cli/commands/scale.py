@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import asdict
 from typing import Any
 
 from mlxgpt.cli.config_flags import add_config_flags, add_folder_flags
@@ -49,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any], command_line: list[str]) -> int:
     from mlxgpt import api
     from mlxgpt.cli.study_view import StudyDisplay, show_scaling
+    from mlxgpt.experiments.results import record_to_tree
 
     as_json = args.pop("json", False)
     with StudyDisplay() as display:
         record = api.scale(callbacks=[display], **args)
     if as_json:
-        print_json(asdict(record))
+        print_json(record_to_tree(record))
     else:
         show_scaling(record)
     if record.interrupted:
