@@ -13,6 +13,7 @@ does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,6 +55,8 @@ def main() -> None:
     parser.add_argument("chapters", nargs="*", type=int, metavar="CHAPTER")
     parser.add_argument("--check", action="store_true", help="run the chapters, and write nothing")
     args = parser.parse_args()
+    # For matrices as small as these, more threads only cost time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     paths = find_chapters()
     if not args.check:
         MY_GPT.write_text(collect_my_gpt(paths), encoding="utf-8")
