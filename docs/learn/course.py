@@ -30,9 +30,13 @@ def load_text() -> str:
             source = open_source(["shakespeare"])
         except DatasetUnavailableError as error:
             print(f"{error.problem}; using synthetic stories instead")
-            source = open_source(["synthetic"], megabytes=1.2)
-        text = "".join(piece.text for piece in source.train)
-        text += "".join(piece.text for piece in source.val or ())
+            stories = open_source(["synthetic"], megabytes=1.2).train
+            # In the form of the plays, whose characters the chapters use.
+            text = "".join(f"ROMEO:\n{piece.text}\n\n" for piece in stories)
+        else:
+            text = "".join(
+                piece.text for split in (source.train, source.val or ()) for piece in split
+            )
     _is_shakespeare = len(text) == SHAKESPEARE_LENGTH
     return text[:SHAKESPEARE_LENGTH]
 

@@ -4,7 +4,7 @@
     mlxgpt learn check 7 --file fault.py           look for the fault with the checks of a chapter
 
 Each is also a change of mlxgpt itself, which a test of mlxgpt must find: see
-tests/test_course_mutants.py.
+tests/course/test_mutants.py.
 """
 
 from __future__ import annotations

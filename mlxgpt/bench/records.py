@@ -134,6 +134,8 @@ class Measurement:
         try:
             tree = json.loads(text)
             json_files.check_format(tree, MEASUREMENT_FORMAT, "this benchmark result")
+            if tree["format"] not in range(1, MEASUREMENT_FORMAT + 1):
+                raise ValueError(f"its format is {tree['format']}, expected {MEASUREMENT_FORMAT}")
             tiers = tuple(parse_tier_result(tier) for tier in tree["tiers"])
             return cls(tree["date"], Machine(**tree["machine"]), tiers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

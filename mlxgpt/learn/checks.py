@@ -6,11 +6,8 @@ A check's parameters are the names of the reader's functions, which it is called
 from __future__ import annotations
 
 import math
-import runpy
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -30,6 +27,7 @@ from mlxgpt.learn.claims import (
     require,
     require_close,
 )
+from mlxgpt.learn.reader_file import describe_error
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
@@ -63,25 +61,6 @@ def run_checks(chapter: int, functions: Mapping[str, Any]) -> list[LearnResult]:
         mx.set_default_device(device)
 
 
-def load_functions(path: Path) -> dict[str, Any]:
-    """The functions that a Python file defines or imports, by name.
-
-    Raises:
-        UserError: if the file cannot be read or run.
-    """
-    try:
-        return runpy.run_path(str(path))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be read: {error.strerror}",
-            "write your functions to my_gpt.py, or name another file with --file.",
-        ) from error
-    except Exception as error:  # of the reader's code, which may raise anything
-        raise UserError(
-            f"{path} does not run: {_describe_error(error)}", "correct it, then check again."
-        ) from error
-
-
 def _run(check: Check, functions: Mapping[str, Any]) -> LearnResult:
     missing = [name for name in check.function_names if not callable(functions.get(name))]
     result = LearnResult(check.claim)
@@ -92,17 +71,8 @@ def _run(check: Check, functions: Mapping[str, Any]) -> LearnResult:
     except CheckFailedError as failure:
         return replace(result, problem=str(failure))
     except Exception as error:  # of the reader's code, which may raise anything
-        return replace(result, problem=_describe_error(error))
+        return replace(result, problem=describe_error(error))
     return result
-
-
-def _describe_error(error: Exception) -> str:
-    """Type, message and place of an error, in one line."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError in line {error.lineno}: {error.msg}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message} (line {frame.lineno} of {Path(frame.filename).name})"
 
 
 def _normal(*shape: int, seed: int = 0, scale: float = 1.0) -> mx.array:

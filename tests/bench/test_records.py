@@ -36,6 +36,7 @@ def test_json_round_trip(measurement: Measurement) -> None:
         lambda text: text[:-20],
         lambda text: "[]",
         lambda text: "null",
+        lambda text: text.replace('"format": 3', '"format": 0'),
         lambda text: text.replace('"chip"', '"chop"'),
         lambda text: text.replace('"ms_per_step"', '"ms"'),
     ],

@@ -173,7 +173,7 @@ for number, curves in ((0, sound), *programs.items()):
 # </details>
 #
 # Each of these faults, made in mlxgpt itself, is found by one of mlxgpt's own tests:
-# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) makes them one after the other, and
+# [`tests/course/test_mutants.py`](../../../tests/course/test_mutants.py) makes them one after the other, and
 # runs that test.
 
 # %% [markdown] lang="pt"
@@ -260,4 +260,4 @@ for number, curves in ((0, sound), *programs.items()):
 # </details>
 #
 # Cada uma dessas falhas, feita no próprio mlxgpt, é encontrada por um dos testes do mlxgpt:
-# [`tests/test_course_mutants.py`](../../../tests/test_course_mutants.py) faz uma por uma e roda esse teste.
+# [`tests/course/test_mutants.py`](../../../tests/course/test_mutants.py) faz uma por uma e roda esse teste.

@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: dict[str, Any], command_line: list[str]) -> int:
     from mlxgpt.learn.chapters import CHAPTERS
-    from mlxgpt.learn.checks import load_functions, run_checks
 
     as_json = args.get("json", False)
     if not args.get("action"):
@@ -52,6 +51,9 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
         return 0
     if args.get("chapter") is None:
         raise UserError("which chapter?", "use: mlxgpt learn check N; mlxgpt learn lists them.")
+    from mlxgpt.learn.checks import run_checks
+    from mlxgpt.learn.reader_file import load_functions
+
     results = run_checks(args["chapter"], load_functions(Path(args.get("file", "my_gpt.py"))))
     if as_json:
         print_json([asdict(result) for result in results])

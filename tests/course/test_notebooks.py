@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 
 from mlxgpt.learn.chapters import CHAPTERS
-from tests.helpers.commands import ROOT
-
-LEARN = ROOT / "docs" / "learn"
-sys.path.append(str(LEARN))
-
-import build  # noqa: E402
 
 CODE_LINES = 125  # of a chapter, without imports and plots
 NOT_COUNTED = re.compile(r"\s*(import |from |\w+,$|figure|axes|axis|image|plt)")
@@ -28,7 +22,7 @@ def read_cells(notebook: Any) -> list[tuple[str, str]]:
 
 
 def read_notebook(language: str, path: Path) -> Any:
-    return json.loads((LEARN / language / f"{path.stem}.ipynb").read_text(encoding="utf-8"))
+    return json.loads((build.FOLDER / language / f"{path.stem}.ipynb").read_text(encoding="utf-8"))
 
 
 def test_every_chapter_of_the_list_has_a_source() -> None:

@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 
 from tests.helpers.commands import ROOT
-
-sys.path.append(str(ROOT / "docs" / "learn"))
-
-import faults
 
 # By the fault's name: file, its text, what replaces it, and the test that finds it.
 MUTANTS = {

@@ -1,0 +1,7 @@
+"""Tests of docs/learn, whose scripts they import."""
+
+import sys
+
+from tests.helpers.commands import ROOT
+
+sys.path.append(str(ROOT / "docs" / "learn"))
