@@ -67,20 +67,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 clean:
 	rm -rf $(VENV)
 
-# Check that MLX has wheels for the system. Use a Python 3.11 or later with venv (on a Mac one for
-# Apple silicon), else uv, which installs one; else print how to get one.
+# Use a Python 3.11 or later with venv (on a Mac one for Apple silicon), else uv, which installs one;
+# else print how to get one.
 define make_venv
-if [ "`uname -s`" = Darwin ] && [ "`uname -m`" != arm64 ]; then \
-	echo 'mlxgpt needs a Mac with Apple silicon, and a terminal without Rosetta' >&2; \
-	exit 1; \
-fi; \
-case "`sw_vers -productVersion 2>/dev/null`/`getconf GNU_LIBC_VERSION 2>/dev/null`" in \
-	([0-9].*/* | 1[0-3]/* | 1[0-3].*/*) \
-		echo 'mlxgpt needs macOS 14 or later: MLX has no wheel for earlier ones' >&2; exit 1;; \
-	(*/glibc\ 2.[0-9] | */glibc\ 2.[0-2][0-9] | */glibc\ 2.3[0-4]) \
-		echo 'mlxgpt needs glibc 2.35 or later, as in Ubuntu 22.04 and Debian 12: MLX has no wheel' \
-			'for earlier ones' >&2; exit 1;; \
-esac; \
+sh .ci/check_system.sh || exit 1; \
 if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	rm -rf $(VENV); \
 	for python in python3.13 python3.12 python3.11 python3 python3.14 python; do \

@@ -2,10 +2,11 @@
 
     make report-machine [SOURCE=my.txt] [ARGS="--output DIR --skip tests"]
 
-Takes about 20 minutes: self-check, benchmarks of both tiers, a short run of Tier 1, the same run
-killed and resumed, and the tests. Each part runs in separate processes, and the report is written
-after each part, so that an error or Ctrl-C does not lose the other parts. Exit code 1 if a part
-failed, 2 if the report could not start, 130 if it was interrupted.
+or report-machine.sh, which needs no make. Takes about 20 minutes: self-check, benchmarks of both
+tiers, a short run of Tier 1, the same run killed and resumed, and the tests. Each part runs in
+separate processes, and the report is written after each part, so that an error or Ctrl-C does not
+lose the other parts. Exit code 1 if a part failed, 2 if the report could not start, 130 if it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -178,6 +179,9 @@ def main(argv: Sequence[str] | None = None, workspace: Workspace | None = None) 
 
 
 EXIT_INTERRUPTED = 130
+HOW_TO_SEND = """written to {path}
+  Look through it: its first lines say which parts passed. Names and folders were removed.
+  → send it, also if parts failed: on the project's page, Issues, New issue, Machine report"""
 
 
 def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> int:
@@ -205,7 +209,7 @@ def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> in
         )
         if exit_code:
             break
-    print(f"written to {path}", file=sys.stderr)
+    print(HOW_TO_SEND.format(path=path), file=sys.stderr)
     return exit_code or int(not all(passed for passed, _, _ in results.values()))
 
 

@@ -15,8 +15,6 @@ from tests.helpers.commands import ROOT
 
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*_report.yml"))
-if not WORKFLOWS:
-    pytest.skip("an sdist contains no .github", allow_module_level=True)
 
 MAKEFILE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -35,6 +33,7 @@ def find_missing(text: str) -> list[str]:
     """Targets of the Makefile, commands of mlxgpt, scripts and pages that a text names in vain."""
     missing = [f"make {name}" for name in MAKE_CALL.findall(text) if name not in MAKEFILE_TARGETS]
     missing += [f"mlxgpt {name}" for name in MLXGPT_CALL.findall(text) if name not in COMMANDS]
+    text = text.replace("mlxgpt/benchmarks", "benchmarks")  # mlxgpt is an unpacked sdist there
     return missing + [name for name in SCRIPT.findall(text) if not (ROOT / name).exists()]
 
 
