@@ -37,8 +37,9 @@ test "$1" = -s && echo {system} || echo {machine}
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
     """A checkout, with a PATH of make, a shell and the commands that a test adds."""
-    if macos.is_xcode_stub(shutil.which("make") or ""):
-        pytest.skip("without Apple's developer tools there is no make")
+    make_path = shutil.which("make")
+    if make_path is None or macos.is_xcode_stub(make_path):
+        pytest.skip("make is not installed")
     commands = tmp_path / "bin"
     commands.mkdir()
     for name in (*REQUIRED_COMMANDS, "cp", "dirname"):
