@@ -192,6 +192,22 @@ def test_imported_packages_are_declared() -> None:
     assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 
 
+def test_suggested_installations_are_those_of_an_extra() -> None:
+    """In a remedy, `pip install 'a>=1,<2' 'b>=3,<4'` has the packages and versions of an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [set(requirements) for requirements in project["optional-dependencies"].values()]
+    command = re.compile(r"pip install(( '[^']*')+)")
+    suggested = [
+        set(re.findall("'([^']*)'", match[1]))
+        for path in find_modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for match in command.finditer(node.value)
+    ]
+    assert len(suggested) >= 7
+    assert all(requirements in extras for requirements in suggested), suggested
+
+
 def test_only_cli_imports_rich() -> None:
     for name, path in find_modules().items():
         if name.split(".")[0] != "cli":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +59,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     files.write_atomically(json_path, comparison.to_json())
     files.write_atomically(markdown_path, render_markdown(comparison))
     return json_path, markdown_path
-
-
-def speed_ratios(result: TaskResult) -> Iterator[tuple[str, float, float, float]]:
-    """Relative speed of mlxgpt: rows of (task and framework, median, minimum, maximum)."""
-
-    def sorted_speeds(framework: str) -> list[float]:
-        rounds = result.rounds.get(framework, [])
-        return sorted(values.get("tokens_per_second", 0.0) for values in rounds)
-
-    mlxgpt_speeds = sorted_speeds(MLXGPT)
-    task = f"{result.texts} text" if result.task == "generate" else result.task
-    label = f"{result.config}, {task}{'s' * (result.texts > 1)}"
-    for framework in result.rounds:
-        speeds = sorted_speeds(framework)
-        if framework != MLXGPT and mlxgpt_speeds and min(*mlxgpt_speeds, *speeds) > 0:
-            median = mlxgpt_speeds[len(mlxgpt_speeds) // 2] / speeds[len(speeds) // 2]
-            minimum, maximum = mlxgpt_speeds[0] / speeds[-1], mlxgpt_speeds[-1] / speeds[0]
-            yield f"{label}: {framework}", median, minimum, maximum
 
 
 def _section(title: str, rows: list[list[str]]) -> list[str]:

@@ -39,7 +39,9 @@ def main(stories_run: str, shakespeare_run: str) -> None:
             page.wait_for_selector("#lens tbody tr")
             page.get_by_role("radio", name="2", exact=True).check()
             page.wait_for_selector("#attention-summary:has-text('Layer 2')")
-            page.hover("#inspected-text .token:nth-child(60)")
+            tokens = page.locator("#inspected-text .token")
+            words = [n for n, text in enumerate(tokens.all_text_contents()) if len(text) > 4]
+            tokens.nth(words[len(words) // 2]).hover()
             page.wait_for_timeout(500)
             save_screenshot(page, "play-inspect.png", "#inspect")
         with serve_run([shakespeare_run]) as address:

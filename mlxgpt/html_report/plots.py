@@ -134,19 +134,13 @@ def _clip_y_axis(axes: Any, series: Sequence[Line]) -> None:
 
 
 def plot_intervals(
-    rows: Sequence[tuple[str, float, float | None, float | None]],
-    x_label: str,
-    *,
-    name: str,
-    reference: float = 0.0,
-    log: bool = False,
+    rows: Sequence[tuple[str, float, float | None, float | None]], x_label: str, *, name: str
 ) -> str:
-    """Draw a forest plot as SVG: values with intervals, and a line at the reference.
+    """Draw a forest plot as SVG: values with intervals, and a line at 0.
 
     Args:
         rows: (name, value, low, high).
         name: name of the figure, unique on its page.
-        log: whether the x axis is logarithmic.
     """
 
     def draw(axes: Any) -> None:
@@ -154,10 +148,8 @@ def plot_intervals(
             if low is not None and high is not None:
                 axes.plot([low, high], [-n, -n], color=TEXT_COLOR, linewidth=1.4)
             axes.plot([value], [-n], color=TEXT_COLOR, marker="o", markersize=4.5)
-        axes.axvline(reference, color=MUTED_COLOR, linewidth=1, linestyle=(0, (4, 2)))
+        axes.axvline(0.0, color=MUTED_COLOR, linewidth=1, linestyle=(0, (4, 2)))
         _label_rows(axes, [row[0] for row in rows], x_label)
-        if log:
-            _set_log_x_axis(axes)
 
     return _render_svg(draw, name, 0.6 + 0.2 * len(rows))
 

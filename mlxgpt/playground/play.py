@@ -12,6 +12,9 @@ from mlxgpt.storage import run as run_folders
 from mlxgpt.utils.errors import UserError
 
 DEFAULT_PORT = 8484
+INSTALL_COMMAND = (
+    "pip install 'starlette>=1,<2' 'uvicorn>=0.40,<1' 'h11>=0.16,<1' 'pydantic>=2.12,<3'"
+)
 
 
 def play(
@@ -44,7 +47,7 @@ def play(
     except ImportError as error:
         raise UserError(
             f"mlxgpt play needs {error.name}, which is not installed",
-            'install it in a checkout: pip install -e ".[play]".',
+            f"install it: {INSTALL_COMMAND}.",
         ) from error
     runs_folder = resolve_folder("runs", runs_dir)
     run_paths = run_folders.list_run_folders(runs_folder)

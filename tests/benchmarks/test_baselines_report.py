@@ -100,15 +100,6 @@ def test_failed_framework_is_named() -> None:
     assert "- mlx-lm could not do tier2, training: no room" in render_results(result)
 
 
-def test_speed_ratios_have_the_widest_interval() -> None:
-    speeds = {MLXGPT: (200.0, 300.0, 400.0), "PyTorch": (100.0, 150.0, 160.0)}
-    rounds = {
-        name: [round_values(tokens_per_second=v) for v in rates] for name, rates in speeds.items()
-    }
-    (ratio,) = report.speed_ratios(TaskResult("small", "generate", 8, rounds))
-    assert ratio == ("small, 8 texts: PyTorch", 2.0, 200 / 160, 4.0)
-
-
 def test_report_files_are_written_and_read(tmp_path: Path) -> None:
     original = make_comparison(TaskResult("tier1", "training", 0, {MLXGPT: [round_values()]}))
     for number in ("", "-2"):
@@ -125,7 +116,3 @@ def test_results_in_a_bench_report_are_read() -> None:
     results = Comparison.from_json(text).results
     assert len(results) == len(json.loads(text)["contests"])
     assert {r.task for r in results} == {"training", "generate", "learning", "preparation"}
-    ratios = [row for r in results for row in report.speed_ratios(r)]
-    assert ("tier1", "PyTorch") in {
-        (name.split(",")[0], name.split(": ")[1]) for name, *_ in ratios
-    }

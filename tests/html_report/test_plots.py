@@ -88,8 +88,8 @@ def test_plots_are_reproducible_with_unique_ids() -> None:
 
 def test_forest_and_dot_plots_label_rows_and_ticks() -> None:
     rows = [("a", 0.5, 0.25, 1.0), ("b", 2.0, None, None)]
-    text = plots.plot_intervals(rows, "ratio", name="a", reference=1.0, log=True)
-    assert {"a", "b", "ratio", "0.5", "1", "2"} <= find_texts(text)
+    text = plots.plot_intervals(rows, "ratio", name="a")
+    assert {"a", "b", "ratio", "1.00"} <= find_texts(text)
     assert {"a", "1,000"} <= find_texts(
         plots.plot_points([("a", 1000.0, True), ("b", 10.0, False)], "x", name="a")
     )

@@ -18,6 +18,7 @@ import pytest
 import mlxgpt
 from mlxgpt.cli import main as cli
 from mlxgpt.playground import server
+from mlxgpt.playground.play import INSTALL_COMMAND
 from mlxgpt.utils.errors import UserError
 
 
@@ -93,7 +94,7 @@ def test_missing_extra_is_reported(place: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError) as error:
         mlxgpt.play("done", port=0, browser=False)
     assert "needs uvicorn, which is not installed" in error.value.problem
-    assert error.value.remedy == 'install it in a checkout: pip install -e ".[play]".'
+    assert error.value.remedy == f"install it: {INSTALL_COMMAND}."
 
 
 def test_run_without_a_checkpoint_is_served(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
