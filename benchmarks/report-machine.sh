@@ -28,7 +28,8 @@ if [ ! -x .venv/bin/python ]; then
     if [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
         echo 'If macOS offers to install the command line developer tools, cancel: they are not needed.'
     fi
-    uv venv --seed --python 3.13 .venv
+    echo "installing Python and mlxgpt into $PWD"
+    uv venv --quiet --seed --python 3.13 .venv
 fi
 uv pip install --quiet --python .venv/bin/python --editable '.[dev]'
 status=0

@@ -82,7 +82,7 @@ def test_installs_all_into_the_folder_and_writes_the_report_beside_it(
     result = machine.write_report("--skip", "tests")
     assert result.returncode == 1, "that of the report"
     assert machine.read_log() == [
-        "uv venv --seed --python 3.13 .venv (only-managed)",
+        "uv venv --quiet --seed --python 3.13 .venv (only-managed)",
         "uv pip install --quiet --python .venv/bin/python --editable .[dev] (only-managed)",
         f"python benchmarks/machine_report.py --output {machine.folder} --skip tests",
     ]
