@@ -188,7 +188,7 @@ def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> in
     """Run the parts, write the report after each, and return the exit code."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     results: dict[str, PartResult] = {}
-    path: Path | None = None
+    stem, path = "", folder
     exit_code = 0
     for name in parts:
         print(f"{name} …", file=sys.stderr, flush=True)
@@ -203,7 +203,11 @@ def write_report(workspace: Workspace, folder: Path, parts: Sequence[str]) -> in
             results[name], exit_code = (False, "stopped", []), EXIT_INTERRUPTED
         passed, summary, _ = results[name]
         print(f"  {'passed' if passed else 'FAILED'}: {summary}", file=sys.stderr, flush=True)
-        path = path or folder / f"{report.find_unused_stem(folder, file_stem(workspace, date))}.md"
+        if (new_stem := file_stem(workspace, date)) != stem:  # the first time, or now with the chip
+            new_path = folder / f"{report.find_unused_stem(folder, new_stem)}.md"
+            if stem:
+                path.rename(new_path)
+            stem, path = new_stem, new_path
         files.write_atomically(
             path, redact(render_report(workspace, date, results), {"CHECKOUT": ROOT})
         )
@@ -225,7 +229,7 @@ def render_report(workspace: Workspace, date: str, results: dict[str, PartResult
     lines = [f"# mlxgpt on {machine.chip if machine else 'this machine'}, {date[:10]}", ""]
     if machine and machine.backend == "cpu":
         lines += ["Measured on a CPU: no value here is about a GPU.", ""]
-    lines += ["Written by `make report-machine`. Names and folders were removed; check that before"]
+    lines += ["Written by report-machine. Names and folders were removed; check that before"]
     lines += ["you add it to `benchmarks/reports/` in a pull request, or send it in an issue.", ""]
     for name, (passed, summary, _) in results.items():
         lines.append(f"- {name}: {'passed' if passed else '**failed**'}: {summary}")

@@ -20,7 +20,7 @@ from hypothesis import settings
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from mlxgpt import api
-from mlxgpt.backend import device
+from mlxgpt.backend import device, execution
 from mlxgpt.config import Config, config_from_tree, override_config
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
@@ -69,6 +69,25 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 # Slow examples on a busy machine are not failures.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_everywhere() -> Iterator[None]:
+    """Unset the caller's variables that would change outputs and folders, and do not log what makes
+    this machine slow, such as a missing compiler.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES", "MLXGPT_HOME"):
+            patch.delenv(name, raising=False)
+        patch.setattr(execution, "slow_reasons", lambda: [])
+        yield
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip a test of compiled functions where MLX cannot compile: on a CPU without g++."""
+    if failure := execution.compile_failure():
+        pytest.skip(failure)
 
 
 @pytest.fixture
@@ -130,8 +149,7 @@ def text_file(tmp_path: Path, text: str) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder without MLXGPT_HOME, for data/ and runs/."""
-    monkeypatch.delenv("MLXGPT_HOME", raising=False)
+    """An empty current folder, for data/ and runs/."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -39,6 +39,6 @@ def describe_error(error: BaseException) -> str:
     """Type, message and place of an error, in one line."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError in line {error.lineno}: {error.msg}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     problem = ": ".join([type(error).__name__, *" ".join(str(error).split()).splitlines()])
-    return f"{problem} (line {frame.lineno} of {Path(frame.filename).name})"
+    return f"{problem} (line {line} of {Path(frame.f_code.co_filename).name})"

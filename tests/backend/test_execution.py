@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit, parallel
-from mlxgpt.backend.execution import PerThreadFunction
+from mlxgpt.backend.execution import PerThreadFunction, slow_reasons
 from mlxgpt.data.token_array import Batch
 
 CPU_COMPILE_ERROR = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
@@ -78,7 +78,7 @@ def test_gpu_needs_no_compiler(disable_calls: list[bool], monkeypatch: pytest.Mo
     set_device(monkeypatch, cpu=False)
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
     assert execution.compile_failure() is None
-    assert execution.slow_reasons() == []
+    assert slow_reasons() == []
     assert disable_calls == []
 
 
@@ -121,14 +121,14 @@ def slow_cpu(disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cpu_has_two_slow_reasons(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     set_device(monkeypatch, cpu=True)
-    assert execution.slow_reasons() == ["reference BLAS (slow)", "no compiler"]
+    assert slow_reasons() == ["reference BLAS (slow)", "no compiler"]
 
 
 def test_gpu_has_one_slow_reason(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     set_device(monkeypatch, cpu=False)
-    assert execution.slow_reasons() == []
+    assert slow_reasons() == []
     line = execution.disable_compilation_on_error(RuntimeError(METAL_COMPILE_ERROR))
-    assert execution.slow_reasons() == [line]
+    assert slow_reasons() == [line]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

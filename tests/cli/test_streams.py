@@ -77,7 +77,8 @@ def command(*line: str) -> list[str]:
     return [sys.executable, "-m", "mlxgpt", *line]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
 
 
 @needs_dev_full
@@ -86,7 +87,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 def test_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: bool) -> None:
     if line == "--version" and not buffered:
         pytest.skip("argparse itself ignores errors there")
-    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    variables = environment(PYTHONUNBUFFERED="" if buffered else "1")
     with DEV_FULL.open("w") as stdout:
         result = subprocess.run(
             command(*line.split()),
@@ -94,7 +95,7 @@ def test_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: boo
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            env=environment,
+            env=variables,
         )
     assert result.returncode == 2
     problem, remedy = result.stderr.splitlines()[-2:]
@@ -126,7 +127,7 @@ def test_training_without_its_terminal_is_bit_exact(place: Path) -> None:
 def train_with_stderr(place: Path, stderr: Any) -> dict[str, bytes]:
     """Train with this stderr and return the checkpoint files."""
     line = [*TRAIN_ARGS, "--source", "data/words", "--run", "new", "--log-interval", "1"]
-    subprocess.run(command(*line), stderr=stderr, check=True, env=ENVIRONMENT)
+    subprocess.run(command(*line), stderr=stderr, check=True, env=environment())
     if hasattr(stderr, "close"):
         stderr.close()
     checkpoints = read_tree(place / "runs" / "new" / "checkpoints")

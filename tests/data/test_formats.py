@@ -7,9 +7,11 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -203,7 +205,8 @@ def test_suggested_command_converts_a_csv_table(
     with pytest.raises(UserError, match="is a table, not text") as excinfo:
         list(readers.read_documents(path))
     command = excinfo.value.remedy.removeprefix("convert it: ").split("; or rename it to .txt")[0]
-    subprocess.run(command, shell=True, check=True)
+    path_with_python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path_with_python})
     assert join_pieces(readers.read_documents(tmp_path / "my stories.jsonl")) == [
         "Once, upon\na time",
         "two",

@@ -143,6 +143,7 @@ def test_losses_do_not_depend_on_batches_and_padding(
     assert actual[1].tolist() == expected[1].tolist()
 
 
+@pytest.mark.usefixtures("compiler")
 def test_batches_have_few_shapes(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

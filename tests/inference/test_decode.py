@@ -159,6 +159,7 @@ def test_cache_capacity_may_be_smaller_than_the_bucket(tiny_model: Config) -> No
     assert len(decode_tokens(model, np.arange(2), SamplingParams(max_tokens=58, seed=0), 19)) == 58
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_model_is_traced_only_a_few_times(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:

@@ -65,6 +65,7 @@ def test_token_scores_match_the_logits_of_the_model(
         assert all(logprob == score.logprob for id, logprob in score.alternatives if id == ids[n])
 
 
+@pytest.mark.usefixtures("compiler")
 def test_scoring_is_compiled_for_few_lengths(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from mlxgpt.training.estimate import NO_ESTIMATE, Estimate
 from mlxgpt.training.job import TrainJob
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import Capture
+from tests.helpers.mlx_build import skip_if_arrays_are_immutable
 from tests.helpers.training_runs import Recorder, final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check", "planned")
@@ -66,6 +67,7 @@ class DeviceWaits:
     """Counts calls that wait for the device, and raises the errors that `failure_at` returns."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        skip_if_arrays_are_immutable()
         self.count = 0
         self.failure_at: Callable[[int], str | None] = lambda number: None
         for owner, names in (
@@ -239,6 +241,7 @@ def test_cuda_is_retried_only_after_out_of_memory(
     assert pauses == [5.0]
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_metal_compile_failure_restarts_without_compilation(
     train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +305,7 @@ def test_gpu_failures_in_other_commands_print_a_two_line_error(
         assert remedy.startswith("  → ")
 
 
+@pytest.mark.usefixtures("compiler")
 def test_other_commands_restart_after_a_metal_compile_failure(
     place: Path, waits: DeviceWaits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

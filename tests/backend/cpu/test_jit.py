@@ -56,6 +56,7 @@ def make_bin_folder(folder: Path, *names: str, gxx: str = "") -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_kernels_are_compiled_into_the_users_own_folder(tmp_path: Path) -> None:
     cache, shared = tmp_path / "cache", tmp_path / "tmp"
     shared.mkdir()
@@ -96,6 +97,7 @@ def test_compilation_that_was_disabled_by_the_user_is_named() -> None:
     assert correct == "True"
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_compiler_that_does_not_answer_once_is_told(tmp_path: Path) -> None:
     gxx = f"""case $1 in --version) kill -9 $$;; esac; PATH={os.environ["PATH"]}
 exec {jit.find_gxx()} "$@" """
@@ -104,6 +106,7 @@ exec {jit.find_gxx()} "$@" """
     assert correct == "True"
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("good", [1, 2, 3])
 def test_a_compiler_that_fails_later_ends_no_training(
     tmp_path: Path, text_file: Path, good: int
@@ -137,6 +140,7 @@ def test_another_error_is_not_the_compilers() -> None:
     assert execution.compile_failure() is None or "g++" in str(execution.compile_failure())
 
 
+@pytest.mark.usefixtures("compiler")
 def test_where_the_users_folder_cannot_be_written_one_is_made_that_goes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     shared = tmp_path / "tmp"
@@ -155,6 +159,7 @@ def test_a_folder_without_room_is_not_used(tmp_path: Path, monkeypatch: pytest.M
         jit._try_compiler(tmp_path, "g++")
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("training", [True, False])
 def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     tmp_path: Path, training: bool
@@ -200,6 +205,7 @@ def test_a_training_is_not_disturbed() -> None:
     assert jit.IGNORE_SIGINT_ENV not in os.environ
 
 
+@pytest.mark.usefixtures("compiler")
 def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
     """In a child process too, whose PATH has the script already."""
     assert execution.compile_failure() is None
