@@ -1,8 +1,8 @@
 #!/bin/sh
 # Write a machine report, as `make report-machine` does, on a computer that has only curl and tar:
 #
-#     mkdir mlxgpt && curl -fL https://github.com/OWNER/mlxgpt/archive/HEAD.tar.gz |
-#         tar -xz -C mlxgpt --strip-components 1 && sh mlxgpt/benchmarks/report-machine.sh
+#     mkdir -p mlxgpt-report && curl -fL https://github.com/OWNER/mlxgpt/archive/HEAD.tar.gz |
+#         tar -xz -C mlxgpt-report --strip-components 1 && sh mlxgpt-report/benchmarks/report-machine.sh
 #
 # A new Mac has no make, git or Python. uv, a Python and all packages are installed into that folder.
 # The report is written to the current one. Takes the arguments of machine_report.py.

@@ -33,7 +33,7 @@ def find_missing(text: str) -> list[str]:
     """Targets of the Makefile, commands of mlxgpt, scripts and pages that a text names in vain."""
     missing = [f"make {name}" for name in MAKE_CALL.findall(text) if name not in MAKEFILE_TARGETS]
     missing += [f"mlxgpt {name}" for name in MLXGPT_CALL.findall(text) if name not in COMMANDS]
-    text = text.replace("mlxgpt/benchmarks", "benchmarks")  # mlxgpt is an unpacked sdist there
+    text = text.replace("mlxgpt-report/", "")  # the folder of an unpacked sdist
     return missing + [name for name in SCRIPT.findall(text) if not (ROOT / name).exists()]
 
 
