@@ -34,5 +34,5 @@ fi
 uv pip install --quiet --python .venv/bin/python --editable '.[dev]'
 status=0
 .venv/bin/python benchmarks/machine_report.py --output "$folder" "$@" || status=$?
-echo "To remove all that was installed: rm -r '$PWD'"
+echo "To remove what was installed: rm -r '$PWD/.uv' '$PWD/.venv'"
 exit $status

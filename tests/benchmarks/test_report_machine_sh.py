@@ -87,7 +87,8 @@ def test_installs_all_into_the_folder_and_writes_the_report_beside_it(
         f"python benchmarks/machine_report.py --output {machine.folder} --skip tests",
     ]
     assert (machine.folder / "mlxgpt" / ".uv" / "uv").exists()
-    assert result.stdout.endswith(f"rm -r '{machine.folder}/mlxgpt'\n")
+    checkout = machine.folder / "mlxgpt"  # which may be the user's own, so that it stays
+    assert result.stdout.endswith(f": rm -r '{checkout}/.uv' '{checkout}/.venv'\n")
     assert "developer tools" not in result.stdout
 
 
@@ -113,6 +114,15 @@ def test_without_a_network_curl_says_so(machine: SimulatedMachine) -> None:
     result = machine.write_report()
     assert (result.returncode, machine.read_log()) == (6, [])
     assert result.stderr == "curl: (6) Could not resolve host: astral.sh\n"
+
+
+def test_if_uv_finds_no_python_its_error_is_the_last_line(machine: SimulatedMachine) -> None:
+    problem = "error: Failed to download https://github.com/astral-sh/python-build-standalone/…"
+    machine.add_command("uv", f"#!/bin/sh\necho '{problem}' >&2\nexit 2\n")
+    result = machine.write_report()
+    assert (result.returncode, machine.read_log()) == (2, [])
+    assert result.stderr == f"{problem}\n"
+    assert "To remove" not in result.stdout
 
 
 def test_a_system_without_an_mlx_wheel_is_refused_before_the_download(
